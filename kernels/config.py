@@ -1,0 +1,75 @@
+"""Block sizes as plain functions of the shape and the target: nothing here asks a device."""
+
+from __future__ import annotations
+
+from typing import NamedTuple
+
+MAX_THREADS = 1024  # per program, on every target
+PERSISTENT_PROGRAMS = 264  # two for each of the 132 multiprocessors of an H100
+WIDEST_ROW = 16384  # elements of a plain float32 row that one program can hold on chip
+SECTOR = 8  # float32 elements of the 32 bytes that memory moves at a time
+
+ELEMENTWISE_BLOCK = 4096
+DOT_BLOCK = 4096
+VECTOR_BLOCK = 256
+
+
+class RowTile(NamedTuple):
+    """A tile of R rows by BLOCK_N columns, the programs that share the tiles, and their warps."""
+
+    R: int
+    BLOCK_N: int
+    programs: int
+    num_warps: int
+
+
+def ceil_div(a: int, b: int) -> int:
+    """``a / b`` rounded up."""
+    return -(-a // b)
+
+
+def next_power_of_two(n: int) -> int:
+    """The smallest power of two that is at least ``n``, for ``n`` of 1 or more."""
+    return 1 << (n - 1).bit_length()
+
+
+def warps(elements: int, itemsize: int, warp_size: int) -> int:
+    """Warps that give each thread about 64 bytes of ``elements`` accumulators of ``itemsize``."""
+    threads = min(MAX_THREADS, max(128, next_power_of_two(elements * itemsize // 64)))
+    return threads // warp_size
+
+
+def holds_whole_rows(P: int, Q: int, K: int, itemsize: int) -> bool:
+    """Whether ``power_rows`` takes the shape: rows fit on chip, and their runs fill a sector.
+
+    The indices of rows in several runs, or with permuted columns, take registers too, and float64
+    twice as many for data, indices and arithmetic alike.
+    """
+    widest = WIDEST_ROW // (1 if P == 1 else 4) // (1 if K == 1 else 2) // (itemsize // 4) ** 2
+    return P * Q <= widest and (P == 1 or Q >= SECTOR)
+
+
+def row_tile(M: int, N: int, itemsize: int, warp_size: int) -> RowTile:
+    """The tile of ``power_rows``: whole rows, persistent programs. ``itemsize`` of the accumulator."""
+    block_n = max(16, next_power_of_two(N))
+    rows = min(max(1, 32768 // itemsize // block_n), 16, next_power_of_two(M))
+    programs = min(ceil_div(M, rows), PERSISTENT_PROGRAMS)
+    return RowTile(rows, block_n, programs, warps(rows * block_n, itemsize, warp_size))
+
+
+def chunk_tile(M: int, Q: int, itemsize: int, warp_size: int) -> RowTile:
+    """The tile of ``power_chunked`` and ``estimate``: one row block a program, columns in chunks.
+
+    ``Q`` is 0 where a row is one run; short runs take more rows, whose elements are neighbours.
+    """
+    rows = 8 if Q == 0 else max(8, min(32, next_power_of_two(ceil_div(SECTOR, Q))))
+    block_n = 16384 // itemsize // rows
+    return RowTile(rows, block_n, ceil_div(M, rows), warps(rows * block_n, itemsize, warp_size))
+
+
+def apply_tile(rows: int, columns: int, itemsize: int, warp_size: int) -> RowTile:
+    """The tile of ``grad_apply`` over memory as ``rows`` by ``columns``."""
+    block_n = min(1024, max(16, next_power_of_two(columns)))
+    tile_rows = min(4096 // block_n, next_power_of_two(rows))
+    programs = ceil_div(rows, tile_rows) * ceil_div(columns, block_n)
+    return RowTile(tile_rows, block_n, programs, warps(tile_rows * block_n, itemsize, warp_size))

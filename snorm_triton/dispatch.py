@@ -1,0 +1,131 @@
+"""Which backend computes a weight's normalization, and why."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Callable
+from functools import lru_cache
+from importlib.util import find_spec
+from typing import Any, NamedTuple
+
+import torch
+from torch import Tensor
+
+from . import eager
+
+BACKENDS = ("auto", "triton", "torch")
+ENVIRONMENT_VARIABLE = "SNORM_TRITON_BACKEND"
+
+_TRITON_DEVICES = ("cuda", "xpu")  # ROCm tensors say cuda
+_TRITON_DTYPES = (torch.float32, torch.float16, torch.bfloat16, torch.float64)
+
+
+class Choice(NamedTuple):
+    """A backend, "triton" or "torch", and the reason it was chosen, as a clause."""
+
+    backend: str
+    reason: str
+
+
+class Operations(NamedTuple):
+    """The operations every backend provides, with the signatures of :mod:`snorm_triton.eager`."""
+
+    power_step: Callable[..., tuple[Tensor, Tensor, Tensor]]
+    estimate: Callable[..., tuple[Tensor, Tensor, Tensor]]
+    rescale: Callable[..., Tensor]
+    rescale_backward: Callable[..., Tensor]
+
+
+def select(weight: Tensor, backend: str = "auto") -> Choice:
+    """The backend for ``weight``, decided from its device, dtype and shape alone.
+
+    Args:
+        weight: the weight to normalize, any shape.
+        backend: ``"triton"`` or ``"torch"`` to ask for one by name; ``"auto"`` takes the environment
+            variable ``SNORM_TRITON_BACKEND`` where it is set, else Triton wherever it can run.
+
+    Raises:
+        ValueError: ``backend`` is not one of ``BACKENDS``, or is ``"triton"`` and cannot run here.
+    """
+    source = "backend"
+    if backend == "auto":
+        backend = os.environ.get(ENVIRONMENT_VARIABLE) or "auto"
+        source = ENVIRONMENT_VARIABLE
+    if backend not in BACKENDS:
+        raise ValueError(f"{source} must be one of {', '.join(BACKENDS)}, got {backend!r}")
+    if backend == "torch":
+        return Choice("torch", f"asked for by {source}")
+    refusal = _triton_refusal(weight, forced=backend == "triton")
+    if backend == "triton":
+        if refusal is not None:
+            raise ValueError(f"{source}='triton' cannot run: {refusal}")
+        return Choice("triton", f"asked for by {source}")
+    if refusal is not None:
+        return Choice("torch", refusal)
+    return Choice("triton", f"a {weight.dtype} weight on {weight.device.type}")
+
+
+def operations(backend: str) -> Operations:
+    """The operations of ``backend`` as :func:`select` names it; imports Triton only when asked to."""
+    return _triton_operations() if backend == "triton" else _EAGER
+
+
+_EAGER = Operations(eager.power_step, eager.estimate, eager.rescale, eager.rescale_backward)
+
+
+@lru_cache(maxsize=1)
+def _triton_operations() -> Operations:
+    from .kernels.estimate import estimate
+    from .kernels.power_step import power_step
+    from .kernels.rescale import rescale, rescale_backward
+
+    return Operations(power_step, estimate, rescale, rescale_backward)
+
+
+def _triton_refusal(weight: Tensor, forced: bool) -> str | None:
+    """Why Triton cannot take ``weight``, or None where it can."""
+    if weight.ndim == 1:
+        return "a 1-D weight is divided by its L2 norm, which torch does"
+    if weight.dtype not in _TRITON_DTYPES:
+        return f"the kernels do not take {weight.dtype}"
+    if not _triton_is_installed():
+        return "triton is not installed"
+    device = weight.device
+    if device.type in _TRITON_DEVICES:
+        return _device_refusal(device)
+    # The interpreter is for testing: it serves who asks for it by name, never who left it to us.
+    if device.type == "cpu" and forced and _interpreted():
+        return None
+    if device.type == "cpu":
+        return "the weight is on the CPU (the Triton interpreter needs TRITON_INTERPRET=1)"
+    return f"Triton has no {device.type} backend here"
+
+
+@lru_cache(maxsize=1)
+def _triton_is_installed() -> bool:
+    return find_spec("triton") is not None
+
+
+def _interpreted() -> bool:
+    from triton import knobs
+
+    return bool(knobs.runtime.interpret)
+
+
+@lru_cache(maxsize=64)
+def _device_refusal(device: torch.device) -> str | None:
+    if device.type == "cuda" and torch.version.hip is None:
+        major, minor = torch.cuda.get_device_capability(device)
+        if major < 8:
+            return f"compute capability {major}.{minor} is below the 8.0 that the kernels are built for"
+    return None
+
+
+def describe(choice: Choice, weight: Tensor, has_view: bool) -> Choice:
+    """``choice`` with the copy named, where a weight has no :class:`MatrixView` and is made contiguous."""
+    if has_view or weight.ndim < 2:
+        return choice
+    return Choice(choice.backend, f"{choice.reason}; not dense, so made contiguous at each access")
+
+
+__all__: list[Any] = ["BACKENDS", "Choice", "Operations", "operations", "select"]

@@ -1,0 +1,49 @@
+"""Spectral normalization as the textbook writes it, in float64: the oracle of the tests.
+
+Miyato, Kataoka, Koyama, Yoshida: Spectral Normalization for Generative Adversarial Networks
+(arXiv 1802.05957), Algorithm 1. Slow, plain and differentiable; nothing here is used in training.
+"""
+
+from __future__ import annotations
+
+from typing import NamedTuple
+
+import torch
+from torch import Tensor
+
+
+class Reference(NamedTuple):
+    """The float64 results: the weight's shape, (M,), (N,) and ()."""
+
+    weight_sn: Tensor
+    u: Tensor
+    v: Tensor
+    sigma: Tensor
+
+
+def as_matrix(weight: Tensor, dim: int = 0) -> Tensor:
+    """The weight with ``dim`` first and all else flattened: shape (M, N)."""
+    return weight.movedim(dim, 0).flatten(1)
+
+
+def spectral_normalize(
+    weight: Tensor, u: Tensor, v: Tensor, *, dim: int = 0, n_power_iterations: int = 1
+) -> Reference:
+    """W / sigma with sigma = u^T W v after ``n_power_iterations`` (0: u and v as given, made unit)."""
+    wide = torch.complex128 if weight.is_complex() else torch.float64
+    weight, u, v = weight.to(wide), u.to(wide), v.to(wide)
+    matrix = as_matrix(weight, dim)
+    with torch.no_grad():
+        for _ in range(n_power_iterations):
+            u = matrix @ v
+            u = u / u.norm()
+            v = matrix.mH @ u
+            v = v / v.norm()
+        u, v = u / u.norm(), v / v.norm()
+    sigma = u.conj() @ matrix @ v
+    return Reference(weight / sigma, u, v, sigma)
+
+
+def largest_singular_value(weight: Tensor, dim: int = 0) -> Tensor:
+    """The spectral norm of the weight read as a matrix, by singular value decomposition: shape ()."""
+    return torch.linalg.matrix_norm(as_matrix(weight.detach(), dim).double(), 2)

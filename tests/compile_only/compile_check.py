@@ -1,0 +1,215 @@
+"""Compile every kernel variant for every target, without a GPU, and print what it costs.
+
+The variants are the launches that the launchers really make: they are run on meta tensors, and each
+kernel call is caught and compiled instead. Fails if a kernel spills registers.
+"""
+
+from __future__ import annotations
+
+import re
+import subprocess
+import sys
+import tempfile
+from collections.abc import Iterator
+from concurrent.futures import ProcessPoolExecutor
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+from unittest import mock
+
+import torch
+import triton
+from snorm_triton.kernels import estimate, launch, power_step, rescale
+from snorm_triton.matrix_view import in_matrix_layout
+from triton.backends.compiler import GPUTarget
+from triton.compiler import ASTSource
+from triton.runtime.jit import JITFunction
+
+TARGETS = {
+    "sm_80": GPUTarget("cuda", 80, 32),
+    "sm_90": GPUTarget("cuda", 90, 32),
+    "sm_100": GPUTarget("cuda", 100, 32),
+    "gfx942": GPUTarget("hip", "gfx942", 64),
+}
+TRITON_TYPES = {
+    torch.float64: "fp64",
+    torch.float32: "fp32",
+    torch.float16: "fp16",
+    torch.bfloat16: "bf16",
+}
+# layout: shape, dim, channels_last
+LAYOUTS = {
+    "Linear 4096x4096": ((4096, 4096), 0, False),
+    "Linear 512x16384": ((512, 16384), 0, False),
+    "Linear 256x36864": ((256, 36864), 0, False),
+    "Linear 3x5": ((3, 5), 0, False),
+    "Conv2d 512-512 k3": ((512, 512, 3, 3), 0, False),
+    "Conv2d 512-512 k3 channels_last": ((512, 512, 3, 3), 0, True),
+    "Conv2d 2048-2048 k3 channels_last": ((2048, 2048, 3, 3), 0, True),
+    "ConvTranspose2d 1024-512 k4": ((1024, 512, 4, 4), 1, False),
+    "ConvTranspose2d 2048-512 k4": ((2048, 512, 4, 4), 1, False),
+    "ConvTranspose2d 512-256 k3": ((512, 256, 3, 3), 1, False),
+    "ConvTranspose2d 512-256 k4 channels_last": ((512, 256, 4, 4), 1, True),
+    "ConvTranspose1d 512-256 k2": ((512, 256, 2), 1, False),
+    "Conv2d dim=2 channels_last": ((64, 32, 3, 3), 2, True),
+}
+
+
+@dataclass(frozen=True)
+class Variant:
+    """One kernel as one launch compiles it."""
+
+    module: str
+    kernel: str
+    layout: str
+    signature: tuple[tuple[str, str], ...]
+    constants: tuple[tuple[str, Any], ...]
+    aligned: tuple[str, ...]
+    num_warps: int
+
+    @property
+    def dtype(self) -> str:
+        """The narrowest of the pointers: the weight's own where the kernel reads it."""
+        pointers = [kind for _, kind in self.signature if kind.startswith("*")]
+        return min((kind.lstrip("*") for kind in pointers), key=lambda kind: int(kind.strip("bfp")))
+
+
+def main() -> int:
+    work = [
+        (target, variant)
+        for target, description in TARGETS.items()
+        for variant in launched_variants(description.warp_size)
+    ]
+    width = max(len(variant.kernel) for _, variant in work)
+    spilled = 0
+    with ProcessPoolExecutor() as pool:
+        for (target, variant), usage in zip(work, pool.map(compile_variant, work, chunksize=8)):
+            spilled += usage["spills"] > 0
+            print(
+                f"{target:7} {variant.kernel:{width}} {variant.dtype:4} {variant.layout:42}"
+                f" warps {variant.num_warps:2}  registers {usage['registers']:3}"
+                f"  shared {usage['shared']:5}  spills {usage['spills']}"
+            )
+    kernels = {variant.kernel for _, variant in work}
+    print(
+        f"{len(kernels)} kernels, {len(work)} variants on {', '.join(TARGETS)}"
+        f" with Triton {triton.__version__}: {spilled or 'no'} spill{'s' if spilled > 1 else ''}"
+    )
+    return 1 if spilled else 0
+
+
+def launched_variants(warp_size: int) -> list[Variant]:
+    """The distinct kernel variants of every layout and dtype, forward, evaluation and backward."""
+    variants: dict[tuple[Any, ...], Variant] = {}
+    for layout, (shape, dim, channels_last) in LAYOUTS.items():
+        for dtype in TRITON_TYPES:
+            with caught_launches(layout, warp_size) as caught:
+                run_every_launcher(shape, dim, channels_last, dtype)
+            for variant in caught:
+                key = (variant.kernel, variant.signature, variant.constants, variant.aligned)
+                variants.setdefault((*key, variant.num_warps), variant)
+    return list(variants.values())
+
+
+def run_every_launcher(
+    shape: tuple[int, ...], dim: int, channels_last: bool, dtype: torch.dtype
+) -> None:
+    layout = torch.channels_last if channels_last else torch.contiguous_format
+    weight = torch.empty(shape, dtype=dtype, device="meta").contiguous(memory_format=layout)
+    weight, view = in_matrix_layout(weight, dim)
+    state = torch.promote_types(dtype, torch.float32)
+    u, v = (torch.empty(size, dtype=state, device="meta") for size in (view.M, view.N))
+    u, v, sigma = power_step.power_step(weight, view, u, v, 1)
+    estimate.estimate(weight, view, u, v, 1e-12)
+    grad = rescale.rescale(weight, sigma)
+    for grad_sigma in (None, sigma):
+        rescale.rescale_backward(grad, grad_sigma, weight, view, u, v, sigma)
+
+
+@contextmanager
+def caught_launches(layout: str, warp_size: int) -> Iterator[list[Variant]]:
+    """Collect kernel calls instead of making them."""
+    caught: list[Variant] = []
+
+    def catch(kernel: JITFunction, grid: tuple[int, ...]) -> Any:
+        return lambda **kwargs: caught.append(variant_of(kernel, layout, kwargs))
+
+    with (
+        mock.patch.object(JITFunction, "__getitem__", catch),
+        mock.patch.object(launch, "warp_size", lambda device: warp_size),
+        mock.patch.object(launch, "on_device_of", lambda tensor: mock.MagicMock()),
+    ):
+        yield caught
+
+
+def variant_of(kernel: JITFunction, layout: str, arguments: dict[str, Any]) -> Variant:
+    """What Triton specializes a launch on: types, ones, multiples of 16 and constexprs."""
+    num_warps = arguments.pop("num_warps", 4)
+    signature, constants, aligned = [], [], []
+    for parameter in kernel.params:
+        name, value = parameter.name, arguments[parameter.name]
+        if parameter.is_constexpr or (isinstance(value, int) and value == 1):
+            signature.append((name, "constexpr"))
+            constants.append((name, value))
+            continue
+        if isinstance(value, torch.Tensor):
+            signature.append((name, "*" + TRITON_TYPES[value.dtype]))
+            aligned.append(name)
+        elif isinstance(value, float):
+            signature.append((name, "fp32"))
+        else:
+            signature.append((name, "i32" if value < 2**31 else "i64"))
+            aligned.extend([name] if value % 16 == 0 else [])
+    module, name = kernel.fn.__module__, kernel.fn.__name__
+    return Variant(
+        module, name, layout, tuple(signature), tuple(constants), tuple(aligned), num_warps
+    )
+
+
+def compile_variant(work: tuple[str, Variant]) -> dict[str, int]:
+    target, variant = work
+    kernel = getattr(sys.modules[variant.module], variant.kernel)
+    index = {parameter.name: (parameter.num,) for parameter in kernel.params}
+    source = ASTSource(
+        kernel,
+        signature=dict(variant.signature),
+        constexprs={index[name]: value for name, value in variant.constants},
+        attrs={index[name]: [["tt.divisibility", 16]] for name in variant.aligned},
+    )
+    options = {"num_warps": variant.num_warps}
+    compiled = triton.compile(source, target=TARGETS[target], options=options)
+    usage = nvidia_usage if target.startswith("sm_") else amd_usage
+    return {"shared": compiled.metadata.shared, **usage(compiled.asm)}
+
+
+def nvidia_usage(asm: dict[str, Any]) -> dict[str, int]:
+    """Registers and spills of a cubin, by the cuobjdump that Triton ships. Spills live on the stack."""
+    cuobjdump = Path(triton.__file__).parent / "backends/nvidia/bin/cuobjdump"
+    with tempfile.NamedTemporaryFile(suffix=".cubin") as cubin:
+        cubin.write(asm["cubin"])
+        cubin.flush()
+        command = [str(cuobjdump), "-res-usage", cubin.name]
+        report = subprocess.run(command, capture_output=True, text=True, check=True).stdout
+    found = re.search(r"REG:(\d+) STACK:(\d+) SHARED:\d+ LOCAL:(\d+)", report)
+    if found is None:
+        raise RuntimeError(f"cuobjdump -res-usage printed no register count: {report!r}")
+    registers, stack, local = map(int, found.groups())
+    return {"registers": registers, "spills": stack + local}
+
+
+def amd_usage(asm: dict[str, Any]) -> dict[str, int]:
+    """Vector registers and spills of an AMD kernel, from its assembly's metadata."""
+
+    def count(key: str) -> int:
+        found = re.search(rf"\.{key}:\s+(\d+)", asm["amdgcn"])
+        if found is None:
+            raise RuntimeError(f"the assembly names no {key}")
+        return int(found.group(1))
+
+    spills = count("vgpr_spill_count") + count("sgpr_spill_count")
+    return {"registers": count("vgpr_count"), "spills": spills}
+
+
+if __name__ == "__main__":
+    sys.exit(main())
