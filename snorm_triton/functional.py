@@ -165,7 +165,8 @@ class _RescaleBackward(torch.autograd.Function):
         grad_grad = (grad_out - along * (weight / sigma)) / sigma
         grad_weight = (twice * outer - along * grad) / sigma / sigma
         dtype = ctx.saved_tensors[1].dtype
-        return grad_grad.to(dtype), along, grad_weight.to(dtype), *[None] * 6
+        grad_grad_sigma = along if ctx.needs_input_grad[1] else None
+        return grad_grad.to(dtype), grad_grad_sigma, grad_weight.to(dtype), *[None] * 6
 
 
 def _rescale_complex(weight: Tensor, u: Tensor, v: Tensor, dim: int) -> tuple[Tensor, Tensor]:

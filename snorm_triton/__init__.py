@@ -1,0 +1,36 @@
+"""Spectral normalization for PyTorch as one fused step, in Triton on GPUs and torch elsewhere."""
+
+from . import functional
+from .api import (
+    apply_spectral_norm,
+    backend_report,
+    remove_spectral_norm,
+    sigmas,
+    spectral_norm,
+)
+from .models import (
+    SNDCGANDiscriminator,
+    SNDCGANGenerator,
+    SNResNetDiscriminator,
+    SNResNetGenerator,
+)
+from .parametrization import SpectralNormParametrization
+from .wrapper import SpectralNormWrapper
+
+__version__ = "0.1.0"
+
+__all__ = [
+    "SNDCGANDiscriminator",
+    "SNDCGANGenerator",
+    "SNResNetDiscriminator",
+    "SNResNetGenerator",
+    "SpectralNormParametrization",
+    "SpectralNormWrapper",
+    "__version__",
+    "apply_spectral_norm",
+    "backend_report",
+    "functional",
+    "remove_spectral_norm",
+    "sigmas",
+    "spectral_norm",
+]

@@ -1,0 +1,243 @@
+"""What users call: normalize a module or a model, take it off again, and look at it."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Sequence
+from fnmatch import fnmatchcase
+from typing import Any, NamedTuple, TypeVar
+
+from torch import Tensor, nn
+from torch.nn.utils.parametrizations import _SpectralNorm as _TorchSpectralNorm
+from torch.nn.utils.parametrize import is_parametrized
+from torch.nn.utils.spectral_norm import SpectralNorm as _LegacySpectralNorm
+
+from .dispatch import describe, select
+from .matrix_view import matrix_view
+from .parametrization import SpectralNormParametrization
+from .wrapper import SpectralNormWrapper
+
+M = TypeVar("M", bound=nn.Module)
+Types = type[nn.Module] | Sequence[type[nn.Module]]
+
+NORMALIZED_TYPES: tuple[type[nn.Module], ...] = (
+    nn.Linear,
+    nn.Conv1d,
+    nn.Conv2d,
+    nn.Conv3d,
+    nn.ConvTranspose1d,
+    nn.ConvTranspose2d,
+    nn.ConvTranspose3d,
+    nn.Embedding,
+    nn.Bilinear,
+)  # and their subclasses, the lazy ones among them
+
+
+class BackendReport(NamedTuple):
+    """The parameter's qualified name, its backend ("triton" or "torch"), and why."""
+
+    name: str
+    backend: str
+    reason: str
+
+
+def spectral_norm(
+    module: M,
+    name: str = "weight",
+    n_power_iterations: int = 1,
+    eps: float = 1e-12,
+    dim: int | None = None,
+    *,
+    stable_fp32: bool = True,
+    power_iter_on_eval: bool = False,
+    init_on_first_forward: bool = True,
+    backend: str = "auto",
+) -> M:
+    r"""Divide a parameter by its largest singular value at each access.
+
+    In place of :func:`torch.nn.utils.parametrizations.spectral_norm`: the first five arguments, the
+    results and the state dicts are the same. Miyato et al. (2018), arXiv 1802.05957. Normalizing a
+    parameter twice stacks.
+
+    Args:
+        module: the module that holds the parameter; of any type, lazy ones included.
+        name: the parameter's attribute name.
+        n_power_iterations: power iterations per access in training.
+        eps: lower bound of \|u\| and \|v\| in evaluation, and of the norm of a 1-D parameter. In
+            training the norms are taken scaled and need no bound.
+        dim: the dimension of the outputs. None is 0, and 1 for ConvTranspose1d to 3d.
+        stable_fp32: keep u, v and sigma at least float32 when the module becomes half or bfloat16.
+        power_iter_on_eval: iterate in evaluation too.
+        init_on_first_forward: let a lazy module register when its parameters materialize, before its
+            first output is computed; False refuses a parameter that has no shape yet.
+        backend: ``"auto"`` takes Triton on a GPU and torch elsewhere, or what the environment
+            variable ``SNORM_TRITON_BACKEND`` says; ``"triton"`` and ``"torch"`` insist.
+
+    Returns:
+        The same module.
+
+    Raises:
+        ValueError: ``name`` is not a parameter, or one that is not dense and floating point or
+            complex; ``n_power_iterations`` or ``eps`` is not positive; ``backend`` is unknown or
+            cannot run; the parameter is lazy and ``init_on_first_forward`` is False.
+        IndexError: ``dim`` is out of range. Whatever is raised, the module is unchanged.
+
+    Example:
+        >>> layer = spectral_norm(nn.Linear(20, 40))
+        >>> round(float(torch.linalg.matrix_norm(layer.weight, 2)), 1)
+        1.0
+    """
+    SpectralNormWrapper(
+        module,
+        name,
+        n_power_iterations=n_power_iterations,
+        eps=eps,
+        dim=dim,
+        stable_fp32=stable_fp32,
+        power_iter_on_eval=power_iter_on_eval,
+        init_on_first_forward=init_on_first_forward,
+        backend=backend,
+    ).attach()
+    return module
+
+
+def remove_spectral_norm(
+    module: M, name: str = "weight", *, leave_parametrized: bool = True, recursive: bool = False
+) -> M:
+    """Take spectral normalization off a parameter, or off a whole model; it never iterates.
+
+    Args:
+        module: what :func:`spectral_norm` or :func:`apply_spectral_norm` was given.
+        name: the parameter's attribute name; not looked at where ``recursive``.
+        leave_parametrized: True bakes the normalized weight in, False gives back the weight before
+            normalization. The parameter stays the same object.
+        recursive: every normalized parameter of every submodule.
+
+    Returns:
+        The same module.
+
+    Raises:
+        ValueError: nothing is registered there.
+    """
+    if not recursive:
+        SpectralNormWrapper(module, name).remove(leave_parametrized=leave_parametrized)
+        return module
+    wrappers = [wrapper for _, wrapper in _normalized(module)]
+    if not wrappers:
+        raise ValueError(f"no spectral norm is registered in {type(module).__name__}")
+    for wrapper in wrappers:
+        wrapper.remove(leave_parametrized=leave_parametrized)
+    return module
+
+
+def apply_spectral_norm(
+    model: M,
+    *,
+    include_types: Types | None = None,
+    exclude_types: Types = (),
+    exclude_names: str | Sequence[str] = (),
+    predicate: Callable[[str, nn.Module], bool] | None = None,
+    **options: Any,
+) -> M:
+    """Normalize the ``weight`` of every layer of a model, but those normalized already, by anyone.
+
+    Args:
+        model: any module; itself a candidate.
+        include_types: layer types, subclasses included; None is Linear, Conv1d to 3d,
+            ConvTranspose1d to 3d, Embedding and Bilinear, with their lazy variants.
+        exclude_types: types to leave out, subclasses included.
+        exclude_names: qualified module names to leave out, exact or shell patterns: ``"head"``,
+            ``"blocks.*.shortcut"``.
+        predicate: called with a qualified name and its module; False leaves it out.
+        options: those of :func:`spectral_norm`.
+
+    Returns:
+        The same model.
+
+    Raises:
+        ValueError, IndexError: as :func:`spectral_norm`; then no layer has been changed.
+        TypeError: an option that :func:`spectral_norm` does not have.
+
+    Example:
+        >>> model = nn.Sequential(nn.Conv2d(3, 8, 3), nn.ReLU(), nn.Flatten(), nn.LazyLinear(1))
+        >>> model = apply_spectral_norm(model, exclude_names="3")
+        >>> list(sigmas(model))
+        ['0.weight']
+    """
+    include = NORMALIZED_TYPES if include_types is None else _as_tuple(include_types)
+    exclude = _as_tuple(exclude_types)
+    patterns = (exclude_names,) if isinstance(exclude_names, str) else tuple(exclude_names)
+    wrappers = [
+        SpectralNormWrapper(module, "weight", **options)
+        for name, module in model.named_modules()
+        if isinstance(module, include)
+        and not isinstance(module, exclude)
+        and not any(fnmatchcase(name, pattern) for pattern in patterns)
+        and (predicate is None or predicate(name, module))
+        and not _is_normalized(module)
+    ]
+    for wrapper in wrappers:
+        wrapper.check()
+    for wrapper in wrappers:
+        wrapper.attach()
+    return model
+
+
+def sigmas(model: nn.Module) -> dict[str, Tensor]:
+    """The last sigma of each normalized parameter of a model, by its qualified name.
+
+    Detached, shape (), on the parameter's device, and no synchronization. A parameter normalized more
+    than once has one entry each, ``"weight.0"``, ``"weight.1"``. A zero weight has sigma 0.
+    """
+    found = {}
+    for name, wrapper in _normalized(model):
+        each = wrapper.parametrizations
+        for index, parametrization in enumerate(each):
+            found[name if len(each) == 1 else f"{name}.{index}"] = parametrization.sigma
+    return found
+
+
+def backend_report(model: nn.Module) -> list[BackendReport]:
+    """For each normalized parameter of a model: its qualified name, its backend, and why.
+
+    Example:
+        >>> backend_report(spectral_norm(nn.Linear(2, 2), backend="torch"))
+        [BackendReport(name='weight', backend='torch', reason='asked for by backend')]
+    """
+    report = []
+    for name, wrapper in _normalized(model):
+        for parametrization in wrapper.parametrizations:
+            weight = wrapper.original
+            choice = select(weight, parametrization.backend)
+            view = None if weight.ndim < 2 else matrix_view(weight, parametrization.dim)
+            report.append(BackendReport(name, *describe(choice, weight, view is not None)))
+    return report
+
+
+def _normalized(model: nn.Module) -> Iterator[tuple[str, SpectralNormWrapper]]:
+    """The normalized parameters of a model with their qualified names, those that wait included."""
+    for prefix, module in list(model.named_modules()):
+        names = [*getattr(module, "parametrizations", ()), *module._parameters]
+        for name in names:
+            wrapper = SpectralNormWrapper(module, name)
+            if wrapper.parametrizations or wrapper.is_deferred:
+                yield (f"{prefix}.{name}" if prefix else name), wrapper
+
+
+def _is_normalized(module: nn.Module, name: str = "weight") -> bool:
+    """Whether the parameter is normalized already: by us, by torch, or by torch's legacy hook."""
+    if SpectralNormWrapper(module, name).is_deferred:
+        return True
+    if any(
+        isinstance(hook, _LegacySpectralNorm) and hook.name == name
+        for hook in module._forward_pre_hooks.values()
+    ):
+        return True
+    if not is_parametrized(module, name):
+        return False
+    ours_or_torch = (SpectralNormParametrization, _TorchSpectralNorm)
+    parametrizations: Any = module.parametrizations
+    return any(isinstance(p, ours_or_torch) for p in parametrizations[name])
+
+
+def _as_tuple(types: Types) -> tuple[type[nn.Module], ...]:
+    return (types,) if isinstance(types, type) else tuple(types)

@@ -1,0 +1,64 @@
+"""Copies and pickles of parametrized modules that stand on their own.
+
+torch puts the property for a parametrized tensor on a class made for the one module. Its deepcopy
+shares that class, so that removing the parametrization from the copy breaks the original and
+``parametrize.cached()`` hands the copy the original's weight, and pickling is refused. Here a copy, of
+either kind, gets a class of its own.
+"""
+
+from __future__ import annotations
+
+from contextlib import ExitStack
+from typing import Any
+
+import torch
+from torch import nn
+from torch.nn.modules.lazy import LazyModuleMixin
+from torch.nn.utils.parametrize import register_parametrization
+
+from .parametrization import without_iterating
+
+
+def make_copyable(module: nn.Module) -> None:
+    """Let ``copy.deepcopy`` and ``pickle`` take the parametrized ``module``."""
+    cls = type(module)
+    cls.__reduce_ex__ = _reduce  # type: ignore[assignment, method-assign]
+    # torch's own would come first; a __deepcopy__ of the module's real class is inherited and stays.
+    if "__deepcopy__" in vars(cls):
+        del cls.__deepcopy__  # type: ignore[attr-defined]
+    if isinstance(module, LazyModuleMixin):
+        _keep_parametrized_on_materialization(cls)
+
+
+def _reduce(module: nn.Module, protocol: Any) -> tuple[Any, ...]:
+    """``__reduce_ex__``: the class before parametrization, the names, and that class's own state."""
+    cls = type(module).__bases__[0]
+    parametrizations: Any = module.parametrizations
+    with ExitStack() as stack:
+        # The state of an LSTM reads its weights, and a copy must not iterate.
+        for parametrization_list in parametrizations.values():
+            stack.enter_context(without_iterating(parametrization_list))
+        state = cls.__getstate__(module)
+    return _rebuild, (cls, tuple(parametrizations)), state
+
+
+def _rebuild(cls: type[nn.Module], names: tuple[str, ...]) -> nn.Module:
+    """An empty module of ``cls``, parametrized in ``names``, to take a state."""
+    module = cls.__new__(cls)
+    nn.Module.__init__(module)
+    for name in names:
+        module.register_buffer(name, torch.empty(0))
+        register_parametrization(module, name, nn.Identity(), unsafe=True)
+    make_copyable(module)
+    module.__dict__.clear()
+    return module
+
+
+def _keep_parametrized_on_materialization(cls: type[nn.Module]) -> None:
+    """A lazy module becomes another class at its first forward: let that one be parametrized too."""
+    becomes = cls.__bases__[0].cls_to_become  # type: ignore[attr-defined]
+    if becomes is not None:
+        injected = {key: value for key, value in vars(cls).items() if key != "cls_to_become"}
+        cls.cls_to_become = type(  # type: ignore[attr-defined]
+            f"Parametrized{becomes.__name__}", (becomes,), injected
+        )

@@ -1,0 +1,184 @@
+"""The parametrization that normalizes a weight at each access and keeps u, v and sigma."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+from torch.nn.utils.parametrize import ParametrizationList
+
+from .functional import l2_normalize, spectral_normalize, state_dtype
+
+WARM_UP_ITERATIONS = 15
+
+
+class SpectralNormParametrization(nn.Module):
+    r"""``forward(W) = W / sigma(W)``, for :func:`torch.nn.utils.parametrize.register_parametrization`.
+
+    Holds the singular vectors as buffers under torch's names, so that state dicts are interchangeable:
+    ``_u`` of shape (M,) and ``_v`` of shape (N,), for a weight read as a matrix of shape (M, N) with M
+    the size of ``dim``. A 1-D weight has neither: it is divided by its L2 norm. The last sigma is a
+    buffer of shape () that no state dict holds.
+
+    Starts from random vectors, drawn as torch draws them, and 15 power iterations, so it can be used
+    in evaluation before any training. In training each access iterates; in evaluation none does, and
+    nothing is written. The buffers are updated in place: replicas that share their storage see it,
+    and their addresses stay. What backward needs is never the live buffer.
+
+    Args:
+        weight: the weight as it is now, at least 1-D, floating or complex.
+        n_power_iterations: iterations per access in training.
+        dim: the dimension of the outputs.
+        eps: lower bound of \|u\|, \|v\| in evaluation, and of the norm of a 1-D weight.
+        stable_fp32: keep u, v and sigma at least float32 when the module becomes half or bfloat16.
+        power_iter_on_eval: iterate in evaluation too.
+        backend: see :func:`snorm_triton.dispatch.select`.
+
+    Raises:
+        IndexError: ``dim`` is out of range.
+        ValueError: ``n_power_iterations`` or ``eps`` is not positive, or ``backend`` cannot run.
+    """
+
+    _u: Tensor
+    _v: Tensor
+    _sigma: Tensor
+
+    def __init__(
+        self,
+        weight: Tensor,
+        n_power_iterations: int = 1,
+        dim: int = 0,
+        eps: float = 1e-12,
+        *,
+        stable_fp32: bool = True,
+        power_iter_on_eval: bool = False,
+        backend: str = "auto",
+    ) -> None:
+        super().__init__()
+        if not -weight.ndim <= dim < weight.ndim:
+            raise IndexError(
+                f"dim must be in [{-weight.ndim}, {weight.ndim - 1}] for a weight of shape "
+                f"{tuple(weight.shape)}, got {dim}"
+            )
+        check_numbers(n_power_iterations, eps)
+        self.n_power_iterations = n_power_iterations
+        self.dim = dim % weight.ndim
+        self.eps = eps
+        self.stable_fp32 = stable_fp32
+        self.power_iter_on_eval = power_iter_on_eval
+        self.backend = backend
+        with torch.no_grad():
+            self._warm_up(weight)
+
+    def _warm_up(self, weight: Tensor) -> None:
+        dtype = state_dtype(weight)
+        if weight.ndim == 1:
+            sigma = torch.linalg.vector_norm(weight, dtype=dtype)
+        else:
+            rows = weight.shape[self.dim]
+            columns = weight.select(self.dim, 0).numel() if rows else weight[:, None].numel()
+            u = weight.new_empty(rows, dtype=dtype).normal_(0, 1)
+            v = weight.new_empty(columns, dtype=dtype).normal_(0, 1)
+            _, u, v, sigma = spectral_normalize(
+                weight,
+                F.normalize(u, dim=0, eps=self.eps),
+                F.normalize(v, dim=0, eps=self.eps),
+                dim=self.dim,
+                n_power_iterations=WARM_UP_ITERATIONS,
+                backend=self.backend,
+            )
+            self.register_buffer("_u", u)
+            self.register_buffer("_v", v)
+        self.register_buffer("_sigma", sigma.abs(), persistent=False)
+        if not self.stable_fp32:
+            self._apply(lambda state: state.to(weight.dtype))
+
+    @property
+    def sigma(self) -> Tensor:
+        """The largest singular value as last estimated, shape (), detached; 0 for a zero weight."""
+        return self._sigma.detach().clone()
+
+    def forward(self, weight: Tensor) -> Tensor:
+        """``weight / sigma``, of the weight's shape, dtype and memory layout."""
+        iterates = self.training or self.power_iter_on_eval
+        if weight.ndim == 1:
+            weight_sn, sigma = l2_normalize(weight, self.eps)
+            if iterates:
+                self._write((self._sigma,), (sigma,))
+            return weight_sn
+        dtype = state_dtype(weight)
+        normalized = spectral_normalize(
+            weight,
+            self._u.to(dtype),
+            self._v.to(dtype),
+            dim=self.dim,
+            n_power_iterations=self.n_power_iterations if iterates else 0,
+            eps=self.eps,
+            backend=self.backend,
+        )
+        if iterates:
+            sigma = normalized.sigma.abs() if weight.is_complex() else normalized.sigma
+            self._write((self._u, self._v, self._sigma), (normalized.u, normalized.v, sigma))
+        return normalized.weight_sn
+
+    @staticmethod
+    def _write(state: tuple[Tensor, ...], values: tuple[Tensor, ...]) -> None:
+        with torch.no_grad():
+            torch._foreach_copy_(list(state), list(values))
+
+    def right_inverse(self, value: Tensor) -> Tensor:
+        """The value itself: assigning to the parameter sets the weight before normalization."""
+        return value
+
+    def extra_repr(self) -> str:
+        options = f"n_power_iterations={self.n_power_iterations}, dim={self.dim}, eps={self.eps:g}"
+        return options + (f", backend={self.backend!r}" if self.backend != "auto" else "")
+
+    def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> Any:
+        before = dict(self._buffers)
+        super()._apply(fn, recurse)
+        self._widen(before)
+        return self
+
+    def _load_from_state_dict(self, state_dict: dict[str, Any], *args: Any) -> None:
+        super()._load_from_state_dict(state_dict, *args)
+        self._widen(dict(self._buffers))
+
+    def _widen(self, sources: dict[str, Tensor | None]) -> None:
+        """Where a buffer has become half precision, take it from ``sources`` in float32 instead."""
+        if not self.stable_fp32:
+            return
+        for name, buffer in self._buffers.items():
+            source = sources[name]
+            if buffer is not None and source is not None:
+                dtype = torch.promote_types(buffer.dtype, torch.float32)
+                if dtype != buffer.dtype:
+                    self._buffers[name] = source.to(buffer.device, dtype)
+
+
+def check_numbers(n_power_iterations: int, eps: float) -> None:
+    """Raise ValueError for a number of iterations below 1 or an eps that is not positive."""
+    if isinstance(n_power_iterations, bool) or not isinstance(n_power_iterations, int):
+        raise ValueError(f"n_power_iterations must be an integer, got {n_power_iterations!r}")
+    if n_power_iterations < 1:
+        raise ValueError(f"n_power_iterations must be at least 1, got {n_power_iterations}")
+    if not eps > 0:
+        raise ValueError(f"eps must be positive, got {eps}")
+
+
+@contextmanager
+def without_iterating(parametrizations: ParametrizationList) -> Iterator[None]:
+    """Accesses inside neither iterate nor write, whatever the mode."""
+    ours = [p for p in parametrizations if isinstance(p, SpectralNormParametrization)]
+    before = [(p.training, p.power_iter_on_eval) for p in ours]
+    for p in ours:
+        p.training = p.power_iter_on_eval = False
+    try:
+        yield
+    finally:
+        for p, (training, power_iter_on_eval) in zip(ours, before, strict=True):
+            p.training, p.power_iter_on_eval = training, power_iter_on_eval

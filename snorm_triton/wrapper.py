@@ -1,0 +1,218 @@
+"""The life cycle of one normalized parameter, lazy modules included."""
+
+from __future__ import annotations
+
+import inspect
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.nn.parameter import UninitializedTensorMixin, is_lazy
+from torch.nn.utils.parametrize import (
+    ParametrizationList,
+    is_parametrized,
+    register_parametrization,
+    remove_parametrizations,
+)
+from torch.utils.hooks import RemovableHandle
+
+from .copying import make_copyable
+from .dispatch import BACKENDS, select
+from .parametrization import SpectralNormParametrization, check_numbers, without_iterating
+
+_TRANSPOSED = (nn.ConvTranspose1d, nn.ConvTranspose2d, nn.ConvTranspose3d)
+
+
+class SpectralNormWrapper:
+    """One parameter of one module and its spectral normalization.
+
+    Holds no state of its own: it reads the module, so that any number of wrappers of the same
+    parameter agree.
+
+    Args:
+        module: the module that holds the parameter.
+        name: the parameter's attribute name.
+        init_on_first_forward: for a lazy module, register when its parameters materialize, before
+            its first forward is computed.
+        options: those of :class:`SpectralNormParametrization`; ``dim=None`` is 0, and 1 for
+            ConvTranspose1d to 3d.
+
+    Raises:
+        ValueError, IndexError: as :func:`snorm_triton.spectral_norm`; nothing is changed then.
+
+    Example:
+        >>> wrapper = SpectralNormWrapper(nn.Linear(20, 40), "weight")
+        >>> module = wrapper.attach()
+        >>> wrapper.sigma.shape
+        torch.Size([])
+        >>> module = wrapper.remove()
+    """
+
+    def __init__(
+        self,
+        module: nn.Module,
+        name: str = "weight",
+        *,
+        init_on_first_forward: bool = True,
+        **options: Any,
+    ) -> None:
+        inspect.signature(SpectralNormParametrization).bind(None, **options)
+        self.module = module
+        self.name = name
+        self.init_on_first_forward = init_on_first_forward
+        self.options = options
+
+    @property
+    def parametrizations(self) -> list[SpectralNormParametrization]:
+        """Those registered on the parameter, in the order they apply: two or more where stacked."""
+        if not is_parametrized(self.module, self.name):
+            return []
+        return [p for p in self._list() if isinstance(p, SpectralNormParametrization)]
+
+    @property
+    def is_deferred(self) -> bool:
+        """Whether the module is lazy and registration waits for its parameters."""
+        return bool(self._deferred())
+
+    @property
+    def sigma(self) -> Tensor:
+        """The last sigma, shape (): the product of them where stacked. LookupError before ``attach``."""
+        if not self.parametrizations:
+            raise LookupError(f"no spectral norm is registered on {self._where()}")
+        return torch.stack([p.sigma for p in self.parametrizations]).prod()
+
+    def check(self) -> None:
+        """Raise what :meth:`attach` would raise; an access that would iterate is not made."""
+        tensor = self.original
+        check_numbers(self.options.get("n_power_iterations", 1), self.options.get("eps", 1e-12))
+        backend = self.options.get("backend", "auto")
+        if backend not in BACKENDS:
+            raise ValueError(f"backend must be one of {', '.join(BACKENDS)}, got {backend!r}")
+        if is_lazy(tensor):
+            if not self.init_on_first_forward:
+                raise ValueError(
+                    f"init_on_first_forward=False needs {self._where()} to have its shape, but "
+                    "it is lazy: run a forward first, or leave init_on_first_forward at True"
+                )
+            return
+        if tensor.layout != torch.strided:
+            raise ValueError(f"{self._where()} is sparse ({tensor.layout}); it must be dense")
+        if not (tensor.is_floating_point() or tensor.is_complex()):
+            raise ValueError(
+                f"{self._where()} is {tensor.dtype}; it must be floating point or complex"
+            )
+        dim = self._dim(tensor)
+        if not -tensor.ndim <= dim < tensor.ndim:
+            raise IndexError(
+                f"dim must be in [{-tensor.ndim}, {tensor.ndim - 1}] for {self._where()} of shape "
+                f"{tuple(tensor.shape)}, got {dim}"
+            )
+        select(tensor, backend)
+
+    def attach(self) -> nn.Module:
+        """Register, now or, for a lazy module, when its parameters materialize. Returns the module."""
+        self.check()
+        if is_lazy(self.original):
+            _Deferred(self.name, self.options).wait(self.module)
+            return self.module
+        # As torch: where the parameter is normalized already, this access iterates.
+        weight = getattr(self.module, self.name)
+        options = {**self.options, "dim": self._dim(weight)}
+        parametrization = SpectralNormParametrization(weight, **options)
+        register_parametrization(self.module, self.name, parametrization)
+        make_copyable(self.module)
+        return self.module
+
+    def remove(self, *, leave_parametrized: bool = True) -> nn.Module:
+        """Take every parametrization off the parameter, without iterating. Returns the module.
+
+        ``leave_parametrized=True`` leaves the normalized weight, ``False`` the weight as it was. The
+        parameter stays the same object, so that optimizers keep it.
+        """
+        deferred = self._deferred()
+        if not self.parametrizations and not deferred:
+            raise ValueError(f"no spectral norm is registered on {self._where()}")
+        for waiting in deferred:
+            waiting.cancel()
+        if self.parametrizations:
+            with without_iterating(self._list()):
+                remove_parametrizations(self.module, self.name, leave_parametrized)
+        return self.module
+
+    def _list(self) -> ParametrizationList:
+        parametrizations: Any = self.module.parametrizations
+        return parametrizations[self.name]  # type: ignore[no-any-return]
+
+    def _deferred(self) -> list[_Deferred]:
+        hooks = self.module._forward_pre_hooks.values()
+        return [hook for hook in hooks if isinstance(hook, _Deferred) and hook.name == self.name]
+
+    @property
+    def original(self) -> Tensor:
+        """The parameter or buffer before normalization; ValueError where there is none."""
+        if is_parametrized(self.module, self.name):
+            parametrizations = self._list()
+            if parametrizations.is_tensor:
+                return parametrizations.original
+            with without_iterating(parametrizations), torch.no_grad():
+                return parametrizations()  # type: ignore[no-any-return]
+        tensor = self.module._parameters.get(self.name, self.module._buffers.get(self.name))
+        if tensor is None:
+            raise ValueError(
+                f"name={self.name!r} is not a parameter of {type(self.module).__name__}; it has "
+                f"{', '.join(self.module._parameters) or 'none'}"
+            )
+        return tensor
+
+    def _dim(self, tensor: Tensor) -> int:
+        dim: int | None = self.options.get("dim")
+        if dim is not None:
+            return dim
+        return 1 if isinstance(self.module, _TRANSPOSED) and tensor.ndim > 1 else 0
+
+    def _where(self) -> str:
+        return f"parameter {self.name!r} of {type(self.module).__name__}"
+
+
+class _Deferred:
+    """A registration that waits for a lazy parameter: a forward pre-hook and a load hook in one.
+
+    It runs after the mixin's own pre-hook has materialized the parameters, so the first output is
+    normalized. It holds names and numbers alone, so that the module can be copied and pickled.
+    """
+
+    def __init__(self, name: str, options: dict[str, Any]) -> None:
+        self.name = name
+        self.options = options
+        self.handles: tuple[RemovableHandle, ...] = ()
+
+    def wait(self, module: nn.Module) -> None:
+        self.handles = (
+            module.register_forward_pre_hook(self),
+            module.register_load_state_dict_pre_hook(self.before_load),
+        )
+
+    def cancel(self) -> None:
+        for handle in self.handles:
+            handle.remove()
+
+    def __call__(self, module: nn.Module, args: Any) -> None:
+        self.cancel()
+        SpectralNormWrapper(module, self.name, **self.options).attach()
+
+    def before_load(
+        self, module: nn.Module, state_dict: dict[str, Any], prefix: str, *args: Any
+    ) -> None:
+        """Register before a checkpoint of a normalized module is loaded."""
+        original = state_dict.get(f"{prefix}parametrizations.{self.name}.original")
+        if original is None or is_lazy(original):
+            return
+        tensor = module._parameters.get(self.name)
+        if isinstance(tensor, UninitializedTensorMixin):
+            with torch.no_grad():
+                tensor.materialize(original.shape)  # type: ignore[no-untyped-call]
+                tensor.copy_(original)  # type: ignore[attr-defined]
+            if isinstance(module, nn.Linear):
+                # LazyLinear would read the weight for it, and so iterate.
+                module.in_features = original.shape[1]
+        self(module, ())

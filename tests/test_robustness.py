@@ -1,0 +1,166 @@
+"""What breaks elsewhere: zero weights, non-finite steps, extreme scales, two forwards."""
+
+import pytest
+import torch
+import torch.nn.functional as F
+from snorm_triton import reference, sigmas, spectral_norm
+from snorm_triton.functional import spectral_normalize
+from torch import nn
+
+
+def init_with_a_gap(weight):
+    """A weight whose largest singular value is far above the next: a few iterations converge."""
+    with torch.no_grad():
+        weight.normal_().add_(3)
+
+
+def state_of(layer):
+    parametrization = layer.parametrizations.weight[0]
+    return parametrization._u.clone(), parametrization._v.clone()
+
+
+@pytest.fixture(params=["Linear", "Conv2d", "ConvTranspose2d"])
+def layer(request, backend):
+    make = {
+        "Linear": lambda: nn.Linear(6, 4),
+        "Conv2d": lambda: nn.Conv2d(3, 4, 3),
+        "ConvTranspose2d": lambda: nn.ConvTranspose2d(3, 4, 3),
+    }
+    return spectral_norm(make[request.param](), backend=backend)
+
+
+@pytest.mark.parametrize("training", [True, False], ids=["train", "eval"])
+def test_a_zero_weight_gives_zero_and_the_gradient_of_the_output(layer, training):
+    layer.train(training)
+    original = layer.parametrizations.weight.original
+    nn.init.zeros_(original)
+    before = state_of(layer)
+    weight = layer.weight
+    grad = torch.randn_like(weight)
+    weight.backward(grad)
+    assert (weight == 0).all()
+    assert torch.equal(original.grad, grad)
+    for now, then in zip(state_of(layer), before, strict=True):
+        assert torch.equal(now, then)
+
+
+def test_a_zero_weight_reports_sigma_zero_and_recovers(layer):
+    original = layer.parametrizations.weight.original
+    nn.init.zeros_(original)
+    assert layer.weight.abs().sum() == 0
+    assert sigmas(layer)["weight"] == 0
+    init_with_a_gap(original)
+    for _ in range(10):
+        weight = layer.weight
+    dim = layer.parametrizations.weight[0].dim
+    assert reference.largest_singular_value(weight, dim).item() == pytest.approx(1, abs=1e-3)
+
+
+def test_a_layer_registered_on_a_zero_weight_recovers(backend):
+    layer = nn.Linear(6, 4)
+    nn.init.zeros_(layer.weight)
+    spectral_norm(layer, backend=backend)
+    assert layer.weight.abs().sum() == 0
+    init_with_a_gap(layer.parametrizations.weight.original)
+    for _ in range(10):
+        weight = layer.weight
+    assert reference.largest_singular_value(weight).item() == pytest.approx(1, abs=1e-3)
+
+
+@pytest.mark.parametrize("bad", [float("nan"), float("inf"), -float("inf")])
+@pytest.mark.parametrize("elements", ["one", "all"])
+def test_a_non_finite_weight_shows_but_does_not_stay(layer, bad, elements):
+    original = layer.parametrizations.weight.original
+    good = original.detach().clone()
+    before = state_of(layer)
+    with torch.no_grad():
+        original.flatten()[-1:].fill_(bad) if elements == "one" else original.fill_(bad)
+    assert not torch.isfinite(layer.weight).all()
+    for now, then in zip(state_of(layer), before, strict=True):
+        assert torch.equal(now, then)
+
+    with torch.no_grad():
+        original.copy_(good)
+    twin_u, twin_v = before
+    dim = layer.parametrizations.weight[0].dim
+    expected = reference.spectral_normalize(good, twin_u, twin_v, dim=dim)
+    assert (layer.weight - expected.weight_sn).norm() < 1e-6 * expected.weight_sn.norm()
+
+
+@pytest.mark.parametrize("scale", [1e-30, 1e-19, 1e-15, 1e-10, 1e10, 1e15, 1e19, 1e30])
+def test_the_scale_of_the_weight_does_not_matter(scale, backend, relative_error):
+    weight = (scale * torch.randn(21, 3, 3, 5)).requires_grad_()
+    u = F.normalize(torch.randn(21), dim=0)
+    v = F.normalize(torch.randn(45), dim=0)
+    grad = torch.randn(weight.shape)
+    ours = spectral_normalize(weight, u, v, backend=backend)
+    ours.weight_sn.backward(grad)
+    exact = weight.detach().double().requires_grad_()
+    expected = reference.spectral_normalize(exact, u, v)
+    expected.weight_sn.backward(grad.double())
+    assert relative_error(ours.sigma, expected.sigma) < 1e-6
+    assert relative_error(ours.weight_sn, expected.weight_sn) < 1e-6
+    assert relative_error(weight.grad, exact.grad) < 1e-5
+    assert relative_error(ours.v, expected.v) < 1e-5
+
+
+def test_rows_of_very_different_scale_share_one_sum(backend, relative_error):
+    weight = torch.randn(48, 16) * torch.logspace(-30, 30, 48)[:, None]
+    u, v = F.normalize(torch.randn(48), dim=0), F.normalize(torch.randn(16), dim=0)
+    ours = spectral_normalize(weight, u, v, backend=backend)
+    expected = reference.spectral_normalize(weight.double(), u, v)
+    assert relative_error(ours.sigma, expected.sigma) < 1e-6
+    assert relative_error(ours.u, expected.u) < 1e-6
+
+
+def test_the_result_is_bitwise_repeatable(backend):
+    weight = torch.randn(33, 70)
+    u, v = F.normalize(torch.randn(33), dim=0), F.normalize(torch.randn(70), dim=0)
+    first, second = (spectral_normalize(weight, u, v, backend=backend) for _ in range(2))
+    for a, b in zip(first, second, strict=True):
+        assert torch.equal(a, b)
+
+
+def test_averaged_vectors_still_give_the_right_scale_in_eval(layer):
+    parametrization = layer.parametrizations.weight[0]
+    init_with_a_gap(layer.parametrizations.weight.original)
+    for _ in range(10):
+        _ = layer.weight
+    with torch.no_grad():
+        parametrization._u.mul_(0.22)
+        parametrization._v.mul_(0.5)
+    layer.eval()
+    top = reference.largest_singular_value(layer.weight, parametrization.dim).item()
+    assert top == pytest.approx(1, abs=1e-3)
+
+
+def test_two_forwards_before_a_backward(layer):
+    original = layer.parametrizations.weight.original
+    grads = []
+    for together in (True, False):
+        torch.manual_seed(1)
+        u, v = (x.clone() for x in state_of(layer))
+        original.grad = None
+        first, second = layer.weight.square().sum(), layer.weight.sum()
+        if together:
+            (first - second).backward()
+        else:
+            first.backward()
+            (-second).backward()
+        grads.append(original.grad)
+        layer.parametrizations.weight[0]._u.copy_(u)
+        layer.parametrizations.weight[0]._v.copy_(v)
+    assert (grads[0] - grads[1]).norm() <= 1e-6 * grads[0].norm()
+
+
+def test_evaluation_writes_nothing(layer):
+    layer.eval()
+    before = {key: value.clone() for key, value in layer.state_dict().items()}
+    sigma = sigmas(layer)["weight"]
+    with torch.no_grad():
+        layer.parametrizations.weight.original.mul_(2)
+        before["parametrizations.weight.original"].mul_(2)
+    _ = layer.weight
+    for key, value in layer.state_dict().items():
+        assert torch.equal(value, before[key])
+    assert torch.equal(sigmas(layer)["weight"], sigma)
