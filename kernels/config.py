@@ -46,11 +46,11 @@ def holds_whole_rows(P: int, Q: int, K: int, itemsize: int) -> bool:
     twice as many for data, indices and arithmetic alike.
     """
     widest = WIDEST_ROW // (1 if P == 1 else 4) // (1 if K == 1 else 2) // (itemsize // 4) ** 2
-    return P * Q <= widest and (P == 1 or Q >= SECTOR)
+    return widest >= P * Q and (P == 1 or Q >= SECTOR)
 
 
 def row_tile(M: int, N: int, itemsize: int, warp_size: int) -> RowTile:
-    """The tile of ``power_rows``: whole rows, persistent programs. ``itemsize`` of the accumulator."""
+    """The tile of ``power_rows``: whole rows, persistent programs; the accumulator's itemsize."""
     block_n = max(16, next_power_of_two(N))
     rows = min(max(1, 32768 // itemsize // block_n), 16, next_power_of_two(M))
     programs = min(ceil_div(M, rows), PERSISTENT_PROGRAMS)

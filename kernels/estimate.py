@@ -8,9 +8,9 @@ import triton.language as tl
 from torch import Tensor
 
 from ..matrix_view import MatrixView
+from . import launch
 from .config import VECTOR_BLOCK, chunk_tile
 from .indexing import reciprocal, square_root
-from . import launch
 from .power_step import row_products
 
 
@@ -51,7 +51,7 @@ def finish_estimate(
     eps,
     BLOCK: tl.constexpr,
 ):
-    """u / |u|, v / |v| and sigma = sum of dots / (|u| |v|), in one program; norms are at least eps."""
+    """u / |u|, v / |v| and sigma = (sum of dots) / (|u| |v|), norms at least eps; one program."""
     u_norm = norm_at_least(u_ptr, M, eps, BLOCK)
     v_norm = norm_at_least(v_ptr, N, eps, BLOCK)
     total = tl.zeros([BLOCK], dtype=dot_ptr.dtype.element_ty)

@@ -54,7 +54,7 @@ def reciprocal_of_power(x):
 
 @triton.jit
 def reciprocal(x):
-    """1 / x of a scalar rounded to nearest: float32's plain division compiles to an approximation."""
+    """1 / x of a scalar rounded to nearest: plain float32 division compiles to less."""
     if x.dtype == tl.float64:
         return 1.0 / x
     else:

@@ -13,6 +13,7 @@ import triton.language as tl
 from torch import Tensor
 
 from ..matrix_view import MatrixView
+from . import launch
 from .config import VECTOR_BLOCK, ceil_div, chunk_tile, holds_whole_rows, row_tile
 from .indexing import (
     logical_column,
@@ -22,7 +23,6 @@ from .indexing import (
     square_root,
     weight_offset,
 )
-from . import launch
 
 
 @triton.jit
@@ -104,7 +104,16 @@ def power_chunked(
 
 @triton.jit
 def row_products(
-    weight_ptr, v_ptr, m, M, N, C, Q: tl.constexpr, K: tl.constexpr, R: tl.constexpr, BLOCK_N: tl.constexpr
+    weight_ptr,
+    v_ptr,
+    m,
+    M,
+    N,
+    C,
+    Q: tl.constexpr,
+    K: tl.constexpr,
+    R: tl.constexpr,
+    BLOCK_N: tl.constexpr,
 ):
     """t = W v of rows m, [R]; zero for rows past the last."""
     acc = v_ptr.dtype.element_ty
@@ -172,7 +181,7 @@ def normalize_vectors(
     K: tl.constexpr,
     BLOCK: tl.constexpr,
 ):
-    """u = t / |t|, v = s / |s|, sigma = |s| / |t|; u and v as they were where sigma is 0 or not finite."""
+    """u = t / |t|, v = s / |s|, sigma = |s| / |t|; u and v as before if it is 0 or not finite."""
     pid = tl.program_id(0)
     t_scale = largest_scale(scale_ptr, programs, BLOCK)
     t_norm = norm_over(scale_ptr, square_ptr, t_scale, programs, BLOCK)
@@ -207,7 +216,7 @@ def largest_scale(scale_ptr, count, BLOCK: tl.constexpr):
 
 @triton.jit
 def norm_over(scale_ptr, square_ptr, scale, count, BLOCK: tl.constexpr):
-    """The norm over ``scale`` of a vector in ``count`` parts, each of squared norm ``square`` over its own."""
+    """|x| / scale of a vector x in parts, each with |part / its own scale|^2 in ``square``."""
     total = tl.zeros([BLOCK], dtype=scale_ptr.dtype.element_ty)
     for start in range(0, count, BLOCK):
         i = start + tl.arange(0, BLOCK)

@@ -8,9 +8,9 @@ import triton.language as tl
 from torch import Tensor
 
 from ..matrix_view import MatrixView
+from . import launch
 from .config import DOT_BLOCK, ELEMENTWISE_BLOCK, PERSISTENT_PROGRAMS, apply_tile, ceil_div, warps
 from .indexing import divisor_of, logical_column, reciprocal
-from . import launch
 
 
 @triton.jit
@@ -69,7 +69,7 @@ def grad_apply(
     R: tl.constexpr,
     BLOCK_N: tl.constexpr,
 ):
-    """(grad - (<grad, W> / sigma - grad_sigma sigma) u v^T) / sigma, over memory as rows of columns.
+    """(grad - (<grad, W> / sigma - grad_sigma sigma) u v^T) / sigma, over memory in two dimensions.
 
     Memory is (M, N) where P = 1, said by Q = 0, and (P, M * Q) elsewhere.
     """

@@ -10,6 +10,8 @@ from pathlib import Path
 
 import torch
 
+from .gan.training import TrainingConfig
+
 DEMO_PACKAGES = {"sklearn": "scikit-learn", "matplotlib": "matplotlib", "tqdm": "tqdm"}
 """What the extra `demo` installs: import name, distribution name."""
 
@@ -33,7 +35,9 @@ def build_parser() -> argparse.ArgumentParser:
         formatter_class=argparse.ArgumentDefaultsHelpFormatter,
     )
     demo.add_argument("--output", type=Path, default=Path("demo-output"), help="folder to write to")
-    demo.add_argument("--steps", type=positive, default=4000, help="generator steps")
+    demo.add_argument(
+        "--steps", type=positive, default=TrainingConfig.steps, help="generator steps"
+    )
     demo.add_argument("--seed", type=int, default=0, help="seed of every random draw")
     demo.add_argument(
         "--normalization",
@@ -63,8 +67,7 @@ def demo(arguments: argparse.Namespace) -> str | None:
         return f"--device {arguments.device}: {error}"
     except OSError as error:
         return f"--output {arguments.output}: {error.strerror}"
-    from snorm_triton.gan.demo import run_demo
-    from snorm_triton.gan.training import TrainingConfig
+    from .gan.demo import run_demo
 
     torch.set_num_threads(arguments.threads)
     start = time.perf_counter()

@@ -67,8 +67,8 @@ def spectral_norm(
         dim: the dimension of the outputs. None is 0, and 1 for ConvTranspose1d to 3d.
         stable_fp32: keep u, v and sigma at least float32 when the module becomes half or bfloat16.
         power_iter_on_eval: iterate in evaluation too.
-        init_on_first_forward: let a lazy module register when its parameters materialize, before its
-            first output is computed; False refuses a parameter that has no shape yet.
+        init_on_first_forward: let a lazy module register when its parameters materialize, before
+            its first output is computed; False refuses a parameter that has no shape yet.
         backend: ``"auto"`` takes Triton on a GPU and torch elsewhere, or what the environment
             variable ``SNORM_TRITON_BACKEND`` says; ``"triton"`` and ``"torch"`` insist.
 
@@ -185,8 +185,8 @@ def apply_spectral_norm(
 def sigmas(model: nn.Module) -> dict[str, Tensor]:
     """The last sigma of each normalized parameter of a model, by its qualified name.
 
-    Detached, shape (), on the parameter's device, and no synchronization. A parameter normalized more
-    than once has one entry each, ``"weight.0"``, ``"weight.1"``. A zero weight has sigma 0.
+    Detached, shape (), on the parameter's device, and no synchronization. A parameter normalized
+    more than once has one entry each, ``"weight.0"``, ``"weight.1"``. A zero weight has sigma 0.
     """
     found = {}
     for name, wrapper in _normalized(model):

@@ -2,8 +2,8 @@
 
 torch puts the property for a parametrized tensor on a class made for the one module. Its deepcopy
 shares that class, so that removing the parametrization from the copy breaks the original and
-``parametrize.cached()`` hands the copy the original's weight, and pickling is refused. Here a copy, of
-either kind, gets a class of its own.
+``parametrize.cached()`` hands the copy the original's weight, and pickling is refused. Here a copy,
+of either kind, gets a class of its own.
 """
 
 from __future__ import annotations
@@ -23,7 +23,8 @@ def make_copyable(module: nn.Module) -> None:
     """Let ``copy.deepcopy`` and ``pickle`` take the parametrized ``module``."""
     cls = type(module)
     cls.__reduce_ex__ = _reduce  # type: ignore[assignment, method-assign]
-    # torch's own would come first; a __deepcopy__ of the module's real class is inherited and stays.
+    # torch's own would come first; a __deepcopy__ of the module's real class is inherited and
+    # stays.
     if "__deepcopy__" in vars(cls):
         del cls.__deepcopy__  # type: ignore[attr-defined]
     if isinstance(module, LazyModuleMixin):
@@ -31,14 +32,15 @@ def make_copyable(module: nn.Module) -> None:
 
 
 def _reduce(module: nn.Module, protocol: Any) -> tuple[Any, ...]:
-    """``__reduce_ex__``: the class before parametrization, the names, and that class's own state."""
+    """``__reduce_ex__``: the class before parametrization, the names, and the state it gives."""
     cls = type(module).__bases__[0]
     parametrizations: Any = module.parametrizations
     with ExitStack() as stack:
-        # The state of an LSTM reads its weights, and a copy must not iterate.
+        # The state of an LSTM reads and keeps its weights: they must not iterate, nor hold a graph.
+        stack.enter_context(torch.no_grad())
         for parametrization_list in parametrizations.values():
             stack.enter_context(without_iterating(parametrization_list))
-        state = cls.__getstate__(module)
+        state = cls.__getstate__(module)  # type: ignore[call-arg]
     return _rebuild, (cls, tuple(parametrizations)), state
 
 
@@ -55,7 +57,7 @@ def _rebuild(cls: type[nn.Module], names: tuple[str, ...]) -> nn.Module:
 
 
 def _keep_parametrized_on_materialization(cls: type[nn.Module]) -> None:
-    """A lazy module becomes another class at its first forward: let that one be parametrized too."""
+    """A lazy module becomes another class at its first forward: parametrize that one too."""
     becomes = cls.__bases__[0].cls_to_become  # type: ignore[attr-defined]
     if becomes is not None:
         injected = {key: value for key, value in vars(cls).items() if key != "cls_to_become"}

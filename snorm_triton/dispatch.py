@@ -41,8 +41,9 @@ def select(weight: Tensor, backend: str = "auto") -> Choice:
 
     Args:
         weight: the weight to normalize, any shape.
-        backend: ``"triton"`` or ``"torch"`` to ask for one by name; ``"auto"`` takes the environment
-            variable ``SNORM_TRITON_BACKEND`` where it is set, else Triton wherever it can run.
+        backend: ``"triton"`` or ``"torch"`` to ask for one by name; ``"auto"`` takes the
+            environment variable ``SNORM_TRITON_BACKEND`` where it is set, else Triton wherever it
+            can run.
 
     Raises:
         ValueError: ``backend`` is not one of ``BACKENDS``, or is ``"triton"`` and cannot run here.
@@ -66,7 +67,7 @@ def select(weight: Tensor, backend: str = "auto") -> Choice:
 
 
 def operations(backend: str) -> Operations:
-    """The operations of ``backend`` as :func:`select` names it; imports Triton only when asked to."""
+    """The operations of ``backend`` as :func:`select` names it; Triton is imported here at last."""
     return _triton_operations() if backend == "triton" else _EAGER
 
 
@@ -117,12 +118,12 @@ def _device_refusal(device: torch.device) -> str | None:
     if device.type == "cuda" and torch.version.hip is None:
         major, minor = torch.cuda.get_device_capability(device)
         if major < 8:
-            return f"compute capability {major}.{minor} is below the 8.0 that the kernels are built for"
+            return f"compute capability {major}.{minor} is below 8.0, which the kernels need"
     return None
 
 
 def describe(choice: Choice, weight: Tensor, has_view: bool) -> Choice:
-    """``choice`` with the copy named, where a weight has no :class:`MatrixView` and is made contiguous."""
+    """``choice``, saying so where a weight has no ``MatrixView`` and is made contiguous."""
     if has_view or weight.ndim < 2:
         return choice
     return Choice(choice.backend, f"{choice.reason}; not dense, so made contiguous at each access")

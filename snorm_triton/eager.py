@@ -1,8 +1,8 @@
 """The operations in plain torch: every device, every floating or complex dtype.
 
-Every function takes a dense weight with its :class:`MatrixView`, ``u`` of shape (M,), ``v`` of shape
-(N,) in logical column order, and ``sigma`` of shape (); it writes no argument and never synchronises
-with the host. ``kernels/`` holds the same operations in Triton.
+Every function takes a dense weight with its :class:`MatrixView`, ``u`` of shape (M,), ``v`` of
+shape (N,) in logical column order, and ``sigma`` of shape (); it writes no argument and never
+synchronises with the host. ``kernels/`` holds the same operations in Triton.
 """
 
 from __future__ import annotations
@@ -19,7 +19,8 @@ def power_step(
 ) -> tuple[Tensor, Tensor, Tensor]:
     """``n_power_iterations`` of Algorithm 1 of Miyato et al. (2018): u, v and sigma, all fresh.
 
-    A step whose sigma is zero or not finite leaves u and v as they were; its sigma says which it was.
+    A step whose sigma is zero or not finite leaves u and v as they were; its sigma says which it
+    was.
     """
     weight = _in_dtype_of(weight, u)
     v = view.columns_to_memory(v)
@@ -44,7 +45,7 @@ def estimate(
 
 
 def rescale(weight: Tensor, sigma: Tensor) -> Tensor:
-    """``weight / sigma`` in the weight's dtype and layout; the weight itself where sigma is zero."""
+    """``weight / sigma`` in the weight's dtype and layout; divided by 1 where sigma is zero."""
     return (_in_dtype_of(weight, sigma) / nonzero(sigma)).to(weight.dtype)
 
 
@@ -109,7 +110,7 @@ def _matvec_transposed(weight: Tensor, view: MatrixView, u: Tensor) -> Tensor:
 
 
 def _add_outer_(tensor: Tensor, view: MatrixView, a: Tensor, b: Tensor) -> None:
-    """Add ``a b^T``, ``a`` of shape (M,) and ``b`` of shape (N,) in memory column order, in place."""
+    """Add ``a b^T`` in place: ``a`` of shape (M,), ``b`` of shape (N,) in memory column order."""
     matrix = view.matrix(tensor)
     if matrix is not None:
         matrix.addr_(a, b)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from math import prod
 from typing import Any, NamedTuple
 
 import torch
@@ -15,7 +16,7 @@ __all__ = ["SpectralNormalized", "l2_normalize", "spectral_normalize"]
 
 
 class SpectralNormalized(NamedTuple):
-    """What :func:`spectral_normalize` returns; gradients flow through ``weight_sn`` and ``sigma``."""
+    """What :func:`spectral_normalize` returns; ``weight_sn`` and ``sigma`` are differentiable."""
 
     weight_sn: Tensor
     u: Tensor
@@ -36,24 +37,26 @@ def spectral_normalize(
     r"""Divide ``weight`` by its largest singular value, estimated by warm-started power iteration.
 
     Each iteration takes :math:`u \leftarrow W v / |W v|` and then
-    :math:`v \leftarrow W^T u / |W^T u|`; the last gives :math:`\sigma = u^T W v`. The gradient holds u
-    and v constant, as Miyato et al. (2018, arXiv 1802.05957, section 2.1) do. Writes no argument.
+    :math:`v \leftarrow W^T u / |W^T u|`; the last gives :math:`\sigma = u^T W v`. The gradient
+    holds u and v constant, as Miyato et al. (2018, arXiv 1802.05957, section 2.1) do. Writes no
+    argument.
 
     Args:
-        weight: at least 2-D, floating or complex, of shape S; read as the matrix of shape (M, N) with
-            M = S[dim] and N the product of the other sizes, in order.
+        weight: at least 2-D, floating or complex, of shape S; read as the matrix of shape (M, N)
+            with M = S[dim] and N the product of the other sizes, in order.
         u: shape (M,), the weight's dtype but at least float32.
         v: shape (N,), the dtype of ``u``.
         dim: the dimension of the outputs.
         n_power_iterations: iterations to run; 0 takes u and v as given, of whatever length.
-        eps: lower bound of \|u\| and \|v\| in the division by them when ``n_power_iterations`` is 0.
-        backend: ``"auto"``, ``"triton"`` or ``"torch"``, see :func:`snorm_triton.dispatch.select`.
+        eps: lower bound of \|u\| and \|v\| in the division by them when ``n_power_iterations`` is
+        0. backend: ``"auto"``, ``"triton"`` or ``"torch"``, see
+        :func:`snorm_triton.dispatch.select`.
 
     Returns:
-        ``weight_sn`` (shape S, the weight's dtype and layout), the new ``u`` and ``v``, and ``sigma``
-        (shape (), the dtype of ``u``). A zero weight gives a zero ``weight_sn``, ``sigma`` 0 and the
-        gradient of ``weight_sn`` as that of the weight; a non-finite one shows in ``weight_sn`` and
-        ``sigma``; both return u and v as they came.
+        ``weight_sn`` (shape S, the weight's dtype and layout), the new ``u`` and ``v``, and
+        ``sigma`` (shape (), the dtype of ``u``). A zero weight gives a zero ``weight_sn``,
+        ``sigma`` 0 and the gradient of ``weight_sn`` as that of the weight; a non-finite one shows
+        in ``weight_sn`` and ``sigma``; both return u and v as they came.
 
     Raises:
         ValueError: an argument of the wrong shape or dtype, or a backend that cannot run.
@@ -86,16 +89,17 @@ def spectral_normalize(
 
 
 def l2_normalize(weight: Tensor, eps: float = 1e-12) -> tuple[Tensor, Tensor]:
-    """A 1-D ``weight`` over its L2 norm (at least ``eps``), and the norm: the spectral norm of a vector.
+    """A 1-D ``weight`` over its L2 norm (at least ``eps``), its spectral norm, and that norm.
 
-    As in :func:`torch.nn.utils.parametrizations.spectral_norm`, but that a zero weight is divided by 1.
+    As in :func:`torch.nn.utils.parametrizations.spectral_norm`, but that a zero weight is divided
+    by 1.
     """
     norm = torch.linalg.vector_norm(weight)
     return weight / torch.where(norm == 0, 1, norm.clamp_min(eps)), norm
 
 
 class _Rescale(torch.autograd.Function):
-    """(W, u, v, sigma = u^T W v) -> (W / sigma, sigma), differentiable in W; u and v are constants."""
+    """(W, u, v, sigma = u^T W v) -> (W / sigma, sigma), differentiable in W, u and v constant."""
 
     @staticmethod
     def forward(
@@ -189,14 +193,18 @@ def _check(weight: Tensor, u: Tensor, v: Tensor, dim: int, n_power_iterations: i
     if n_power_iterations < 0:
         raise ValueError(f"n_power_iterations must not be negative, got {n_power_iterations}")
     dtype = state_dtype(weight)
-    rows = weight.shape[dim]
-    columns = weight.numel() // rows if rows else v.shape[0]
-    for name, vector, size in (("u", u, rows), ("v", v, columns)):
+    for (name, vector), size in zip((("u", u), ("v", v)), matrix_shape(weight, dim), strict=True):
         if vector.shape != (size,) or vector.dtype != dtype:
             raise ValueError(
                 f"{name} must be a {dtype} tensor of shape ({size},) for this weight, "
                 f"got {vector.dtype} of shape {tuple(vector.shape)}"
             )
+
+
+def matrix_shape(weight: Tensor, dim: int) -> tuple[int, int]:
+    """(M, N) of the weight read as a matrix with its outputs along ``dim``."""
+    dim %= weight.ndim
+    return weight.shape[dim], prod(size for axis, size in enumerate(weight.shape) if axis != dim)
 
 
 def state_dtype(weight: Tensor) -> torch.dtype:

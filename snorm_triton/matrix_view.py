@@ -12,15 +12,16 @@ from torch import Tensor
 
 @dataclass(frozen=True, slots=True)
 class MatrixView:
-    """The matrix ``W`` of shape (M, N) inside a dense weight, in memory order (P, M, Q) with N = P * Q.
+    """A matrix ``W`` of shape (M, N) in a dense weight, in memory order (P, M, Q) with N = P * Q.
 
-    ``W[m, n]`` lies at element ``(p * M + m) * Q + q`` of the weight's memory, where ``p, q`` are the
-    quotient and remainder of *memory column* ``n`` by ``Q``. The columns that torch calls the
+    ``W[m, n]`` lies at element ``(p * M + m) * Q + q`` of the weight's memory, where ``p, q`` are
+    the quotient and remainder of *memory column* ``n`` by ``Q``. The columns that torch calls the
     flattened weight are the *logical* ones; memory holds them in order (A, K, C) where the logical
-    order is (A, C, K), so ``K == 1`` means that the two orders agree. Only vectors are ever permuted.
+    order is (A, C, K), so ``K == 1`` means that the two orders agree. Only vectors are ever
+    permuted.
 
-    Examples: Linear and Conv have P = 1; ConvTranspose has P = in, Q = prod(kernel); a channels_last
-    Conv has P = 1, K = prod(kernel), C = in.
+    Examples: Linear and Conv have P = 1; ConvTranspose has P = in, Q = prod(kernel); a
+    channels_last Conv has P = 1, K = prod(kernel), C = in.
     """
 
     P: int
@@ -55,7 +56,7 @@ class MatrixView:
         return weight.as_strided((self.P, self.M, self.Q), (self.M * self.Q, self.Q, 1))
 
     def matrix(self, weight: Tensor) -> Tensor | None:
-        """The dense ``weight`` as (M, N) in memory column order, a view, where strides can say it."""
+        """The dense ``weight`` as (M, N) in memory column order, a view where strides allow one."""
         if self.P == 1:
             return weight.as_strided((self.M, self.Q), (self.Q, 1))
         if self.Q == 1:
@@ -66,9 +67,9 @@ class MatrixView:
 def matrix_view(weight: Tensor, dim: int) -> MatrixView | None:
     """The ``MatrixView`` of ``weight`` with its outputs along ``dim``, or None where it has none.
 
-    A weight has none when it is not dense (an expanded or sliced tensor), or when its columns lie in
-    an order that one transposition does not describe. Contiguous and channels_last weights have one,
-    for every ``dim`` and every number of groups.
+    A weight has none when it is not dense (an expanded or sliced tensor), or when its columns lie
+    in an order that one transposition does not describe. Contiguous and channels_last weights have
+    one, for every ``dim`` and every number of groups.
     """
     return _matrix_view(tuple(weight.shape), weight.stride(), dim)
 
@@ -116,7 +117,9 @@ def _matrix_view(shape: tuple[int, ...], stride: tuple[int, ...], dim: int) -> M
 def _transposition(axes: list[int], shape: tuple[int, ...]) -> tuple[int, int] | None:
     """(K, C) if sorting ``axes`` swaps two neighbouring runs of sizes K and C at their end."""
     logical = sorted(axes)
-    start = next((i for i, pair in enumerate(zip(axes, logical)) if pair[0] != pair[1]), None)
+    start = next(
+        (i for i, pair in enumerate(zip(axes, logical, strict=True)) if pair[0] != pair[1]), None
+    )
     if start is None:
         return 1, 1
     swapped, logical = axes[start:], logical[start:]

@@ -11,23 +11,23 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.nn.utils.parametrize import ParametrizationList
 
-from .functional import l2_normalize, spectral_normalize, state_dtype
+from .functional import l2_normalize, matrix_shape, spectral_normalize, state_dtype
 
 WARM_UP_ITERATIONS = 15
 
 
 class SpectralNormParametrization(nn.Module):
-    r"""``forward(W) = W / sigma(W)``, for :func:`torch.nn.utils.parametrize.register_parametrization`.
+    r"""``forward(W) = W / sigma(W)``, for ``torch.nn.utils.parametrize.register_parametrization``.
 
-    Holds the singular vectors as buffers under torch's names, so that state dicts are interchangeable:
-    ``_u`` of shape (M,) and ``_v`` of shape (N,), for a weight read as a matrix of shape (M, N) with M
-    the size of ``dim``. A 1-D weight has neither: it is divided by its L2 norm. The last sigma is a
-    buffer of shape () that no state dict holds.
+    Holds the singular vectors as buffers under torch's names, so that state dicts are
+    interchangeable: ``_u`` of shape (M,) and ``_v`` of shape (N,), for a weight read as a matrix of
+    shape (M, N) with M the size of ``dim``. A 1-D weight has neither: it is divided by its L2 norm.
+    The last sigma is a buffer of shape () that no state dict holds.
 
-    Starts from random vectors, drawn as torch draws them, and 15 power iterations, so it can be used
-    in evaluation before any training. In training each access iterates; in evaluation none does, and
-    nothing is written. The buffers are updated in place: replicas that share their storage see it,
-    and their addresses stay. What backward needs is never the live buffer.
+    Starts from random vectors, drawn as torch draws them, and 15 power iterations, so it can be
+    used in evaluation before any training. In training each access iterates; in evaluation none
+    does, and nothing is written. The buffers are updated in place: replicas that share their
+    storage see it, and their addresses stay. What backward needs is never the live buffer.
 
     Args:
         weight: the weight as it is now, at least 1-D, floating or complex.
@@ -79,8 +79,7 @@ class SpectralNormParametrization(nn.Module):
         if weight.ndim == 1:
             sigma = torch.linalg.vector_norm(weight, dtype=dtype)
         else:
-            rows = weight.shape[self.dim]
-            columns = weight.select(self.dim, 0).numel() if rows else weight[:, None].numel()
+            rows, columns = matrix_shape(weight, self.dim)
             u = weight.new_empty(rows, dtype=dtype).normal_(0, 1)
             v = weight.new_empty(columns, dtype=dtype).normal_(0, 1)
             _, u, v, sigma = spectral_normalize(

@@ -29,7 +29,7 @@ def as_matrix(weight: Tensor, dim: int = 0) -> Tensor:
 def spectral_normalize(
     weight: Tensor, u: Tensor, v: Tensor, *, dim: int = 0, n_power_iterations: int = 1
 ) -> Reference:
-    """W / sigma with sigma = u^T W v after ``n_power_iterations`` (0: u and v as given, made unit)."""
+    """W / sigma, sigma = u^T W v after ``n_power_iterations``; after none, of u and v made unit."""
     wide = torch.complex128 if weight.is_complex() else torch.float64
     weight, u, v = weight.to(wide), u.to(wide), v.to(wide)
     matrix = as_matrix(weight, dim)
@@ -45,5 +45,6 @@ def spectral_normalize(
 
 
 def largest_singular_value(weight: Tensor, dim: int = 0) -> Tensor:
-    """The spectral norm of the weight read as a matrix, by singular value decomposition: shape ()."""
-    return torch.linalg.matrix_norm(as_matrix(weight.detach(), dim).double(), 2)
+    """The spectral norm of the weight as a matrix, by singular value decomposition; shape ()."""
+    norm: Tensor = torch.linalg.matrix_norm(as_matrix(weight.detach(), dim).double(), 2)
+    return norm

@@ -7,7 +7,7 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
-from torch.nn.parameter import UninitializedTensorMixin, is_lazy
+from torch.nn.parameter import UninitializedParameter, is_lazy
 from torch.nn.utils.parametrize import (
     ParametrizationList,
     is_parametrized,
@@ -76,7 +76,7 @@ class SpectralNormWrapper:
 
     @property
     def sigma(self) -> Tensor:
-        """The last sigma, shape (): the product of them where stacked. LookupError before ``attach``."""
+        """The last sigma, shape (); where stacked, their product. LookupError before ``attach``."""
         if not self.parametrizations:
             raise LookupError(f"no spectral norm is registered on {self._where()}")
         return torch.stack([p.sigma for p in self.parametrizations]).prod()
@@ -110,7 +110,7 @@ class SpectralNormWrapper:
         select(tensor, backend)
 
     def attach(self) -> nn.Module:
-        """Register, now or, for a lazy module, when its parameters materialize. Returns the module."""
+        """Register now or, on a lazy module, when it materializes. Returns the module."""
         self.check()
         if is_lazy(self.original):
             _Deferred(self.name, self.options).wait(self.module)
@@ -126,8 +126,8 @@ class SpectralNormWrapper:
     def remove(self, *, leave_parametrized: bool = True) -> nn.Module:
         """Take every parametrization off the parameter, without iterating. Returns the module.
 
-        ``leave_parametrized=True`` leaves the normalized weight, ``False`` the weight as it was. The
-        parameter stays the same object, so that optimizers keep it.
+        ``leave_parametrized=True`` leaves the normalized weight, ``False`` the weight as it was.
+        The parameter stays the same object, so that optimizers keep it.
         """
         deferred = self._deferred()
         if not self.parametrizations and not deferred:
@@ -208,10 +208,10 @@ class _Deferred:
         if original is None or is_lazy(original):
             return
         tensor = module._parameters.get(self.name)
-        if isinstance(tensor, UninitializedTensorMixin):
+        if isinstance(tensor, UninitializedParameter):
             with torch.no_grad():
-                tensor.materialize(original.shape)  # type: ignore[no-untyped-call]
-                tensor.copy_(original)  # type: ignore[attr-defined]
+                tensor.materialize(original.shape)
+                tensor.copy_(original)
             if isinstance(module, nn.Linear):
                 # LazyLinear would read the weight for it, and so iterate.
                 module.in_features = original.shape[1]

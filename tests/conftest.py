@@ -52,9 +52,7 @@ LAYER_KINDS = [
     LayerKind("Conv1d groups", lambda: nn.Conv1d(6, 9, 5, groups=3), randn(2, 6, 11)),
     LayerKind("Conv2d", lambda: nn.Conv2d(3, 5, 3), randn(2, 3, 6, 7)),
     LayerKind("Conv2d depthwise", lambda: nn.Conv2d(4, 8, 3, groups=4), randn(2, 4, 6, 7)),
-    LayerKind(
-        "Conv2d channels_last", lambda: channels_last(nn.Conv2d(3, 5, 3)), randn(2, 3, 6, 7)
-    ),
+    LayerKind("Conv2d channels_last", lambda: channels_last(nn.Conv2d(3, 5, 3)), randn(2, 3, 6, 7)),
     LayerKind("Conv3d", lambda: nn.Conv3d(2, 5, (1, 2, 3)), randn(2, 2, 4, 4, 5)),
     LayerKind(
         "Conv3d channels_last",
@@ -108,7 +106,8 @@ def lazy_kind(request: pytest.FixtureRequest) -> LayerKind:
     return request.param
 
 
-# The interpreter computes with numpy, which warns of the NaN and infinity that IEEE arithmetic gives.
+# The interpreter computes with numpy, which warns of the NaN and infinity that IEEE arithmetic
+# gives.
 INTERPRETED = (
     pytest.mark.interpreted,
     pytest.mark.filterwarnings("ignore:.*encountered:RuntimeWarning"),

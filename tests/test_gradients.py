@@ -3,12 +3,13 @@
 import pytest
 import torch
 import torch.nn.functional as F
-from snorm_triton import spectral_norm
-from snorm_triton.functional import spectral_normalize
 from torch import nn
 from torch.autograd import gradcheck, gradgradcheck
 from torch.func import functional_call
 from torch.nn.utils import parametrizations
+
+from snorm_triton import spectral_norm
+from snorm_triton.functional import spectral_normalize
 
 SHAPES = {"linear": ((3, 4), 0), "conv": ((3, 2, 2), 0), "transposed": ((2, 3, 2), 1)}
 
@@ -79,7 +80,10 @@ def test_a_training_module_once_its_vectors_have_converged(backend):
 def test_gradient_penalty_matches_torch(backend, relative_error):
     """Double backward through the input, as in WGAN-GP."""
     grads = []
-    for norm, options in ((spectral_norm, {"backend": backend}), (parametrizations.spectral_norm, {})):
+    for norm, options in (
+        (spectral_norm, {"backend": backend}),
+        (parametrizations.spectral_norm, {}),
+    ):
         torch.manual_seed(1)
         model = nn.Sequential(
             norm(nn.Conv2d(2, 4, 3), **options), nn.Softplus(), nn.Flatten(),

@@ -6,6 +6,7 @@ import pytest
 import torch
 from hypothesis import given
 from hypothesis import strategies as st
+
 from snorm_triton.matrix_view import in_matrix_layout, like_weight, matrix_view
 from snorm_triton.reference import as_matrix
 

@@ -1,11 +1,12 @@
-"""Ours beside torch.nn.utils.parametrizations.spectral_norm: the same numbers, the same checkpoints."""
+"""Ours beside torch.nn.utils.parametrizations: the same numbers, the same checkpoints."""
 
 import copy
 
 import pytest
 import torch
-from snorm_triton import spectral_norm
 from torch.nn.utils import parametrizations
+
+from snorm_triton import spectral_norm
 
 TOLERANCE = 1e-5
 STEPS = 20
@@ -113,7 +114,10 @@ def test_state_dicts_load_into_each_other(layer_kind, relative_error):
 @pytest.mark.parametrize("n_power_iterations", [1, 3])
 def test_options_mean_what_they_mean_in_torch(n_power_iterations, backend, relative_error):
     weights = []
-    for norm, options in ((spectral_norm, {"backend": backend}), (parametrizations.spectral_norm, {})):
+    for norm, options in (
+        (spectral_norm, {"backend": backend}),
+        (parametrizations.spectral_norm, {}),
+    ):
         torch.manual_seed(6)
         layer = torch.nn.Conv2d(3, 4, (2, 3))
         norm(layer, "weight", n_power_iterations, 1e-6, 2, **options)

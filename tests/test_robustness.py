@@ -3,9 +3,10 @@
 import pytest
 import torch
 import torch.nn.functional as F
+from torch import nn
+
 from snorm_triton import reference, sigmas, spectral_norm
 from snorm_triton.functional import spectral_normalize
-from torch import nn
 
 
 def init_with_a_gap(weight):

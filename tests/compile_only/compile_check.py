@@ -20,11 +20,12 @@ from unittest import mock
 
 import torch
 import triton
-from snorm_triton.kernels import estimate, launch, power_step, rescale
-from snorm_triton.matrix_view import in_matrix_layout
 from triton.backends.compiler import GPUTarget
 from triton.compiler import ASTSource
 from triton.runtime.jit import JITFunction
+
+from snorm_triton.kernels import estimate, launch, power_step, rescale
+from snorm_triton.matrix_view import in_matrix_layout
 
 TARGETS = {
     "sm_80": GPUTarget("cuda", 80, 32),
@@ -84,7 +85,9 @@ def main() -> int:
     width = max(len(variant.kernel) for _, variant in work)
     spilled = 0
     with ProcessPoolExecutor() as pool:
-        for (target, variant), usage in zip(work, pool.map(compile_variant, work, chunksize=8)):
+        for (target, variant), usage in zip(
+            work, pool.map(compile_variant, work, chunksize=8), strict=True
+        ):
             spilled += usage["spills"] > 0
             print(
                 f"{target:7} {variant.kernel:{width}} {variant.dtype:4} {variant.layout:42}"
@@ -137,8 +140,8 @@ def caught_launches(layout: str, warp_size: int) -> Iterator[list[Variant]]:
 
     with (
         mock.patch.object(JITFunction, "__getitem__", catch),
-        mock.patch.object(launch, "warp_size", lambda device: warp_size),
-        mock.patch.object(launch, "on_device_of", lambda tensor: mock.MagicMock()),
+        mock.patch.object(launch, "warp_size", return_value=warp_size),
+        mock.patch.object(launch, "on_device_of"),
     ):
         yield caught
 
@@ -184,7 +187,7 @@ def compile_variant(work: tuple[str, Variant]) -> dict[str, int]:
 
 
 def nvidia_usage(asm: dict[str, Any]) -> dict[str, int]:
-    """Registers and spills of a cubin, by the cuobjdump that Triton ships. Spills live on the stack."""
+    """Registers and spills of a cubin, by the cuobjdump in Triton; spills live on the stack."""
     cuobjdump = Path(triton.__file__).parent / "backends/nvidia/bin/cuobjdump"
     with tempfile.NamedTemporaryFile(suffix=".cubin") as cubin:
         cubin.write(asm["cubin"])

@@ -1,0 +1,85 @@
+# Every target creates .venv and installs into it once, at the versions of constraints.txt.
+# `PYTHON=python3 make -e TARGET` uses that interpreter as it is instead and installs nothing.
+VENV := .venv
+PYTHON := $(VENV)/bin/python
+JOBS := 2
+RESULTS := bench/results
+BENCH_JSON := .benchmarks/latest.json
+BENCH_ARGS :=
+DEMO_ARGS :=
+
+.DEFAULT_GOAL := help
+.PHONY: help demo test lint compile-check bench gpu clean given-python
+
+ifeq ($(origin PYTHON),file)
+READY := $(VENV)/.installed
+else
+READY := given-python
+override PYTHONPATH := $(CURDIR)$(if $(PYTHONPATH),:$(PYTHONPATH))
+export PYTHONPATH
+endif
+
+# The build environment obeys these constraints too: an unpinned torch brings gigabytes of CUDA.
+override PIP_CONSTRAINT := constraints.txt
+export PIP_CONSTRAINT
+# Triton reads it at import, so only the recipe that wants the interpreter may set it.
+unexport TRITON_INTERPRET
+
+PYTEST := $(PYTHON) -m pytest
+# Two workers with one thread each are faster on two cores than two that fight for both.
+PYTEST_PARALLEL := OMP_NUM_THREADS=1 $(PYTEST) -n $(JOBS)
+# A warning must not count as a variant's failure there.
+PYTEST_BENCH := $(PYTEST) bench -W default --benchmark-only --benchmark-quiet \
+  --benchmark-json=$(BENCH_JSON)
+
+help:  ## this list
+	@echo 'snorm_triton: make TARGET, where TARGET is'
+	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  %-14s %s\n", $$1, $$2 }' Makefile
+	@echo 'PYTHON=python3 make -e TARGET uses that interpreter instead of $(VENV).'
+
+demo: $(READY)  ## train a small SN-ResNet GAN on handwritten digits and draw what it learns
+	$(PYTHON) -m snorm_triton demo $(DEMO_ARGS)
+
+test: $(READY)  ## the CPU tests, then the kernels under Triton's interpreter
+	$(PYTEST_PARALLEL)
+	TRITON_INTERPRET=1 $(PYTEST_PARALLEL) -m interpreted
+
+lint: $(READY)  ## ruff check, ruff format --check, mypy
+	$(PYTHON) -m ruff check .
+	$(PYTHON) -m ruff format --check .
+	$(PYTHON) -m mypy snorm_triton
+
+compile-check: $(READY)  ## cross-compile every kernel, without a GPU, and fail on a spill
+	$(PYTHON) tests/compile_only/compile_check.py
+
+bench: $(READY)  ## ours beside torch's two spectral norms and a copy, on the device at hand
+	@mkdir -p $(dir $(BENCH_JSON))
+	$(PYTEST_BENCH) $(BENCH_ARGS)
+	@$(PYTHON) -m bench.report $(BENCH_JSON)
+
+gpu: $(READY)  ## GPU tests and benchmarks; writes RESULTS/<device name>.json and .md
+	@$(PYTHON) -m bench.device
+	$(PYTEST) -m gpu tests/gpu
+	@mkdir -p $(dir $(BENCH_JSON))
+	$(PYTEST_BENCH) $(BENCH_ARGS)
+	@$(PYTHON) -m bench.report $(BENCH_JSON) --results $(RESULTS)
+
+clean:  ## remove .venv, builds and caches
+	rm -rf $(VENV) build dist *.egg-info .benchmarks .pytest_cache .mypy_cache .ruff_cache .hypothesis
+	find . -name __pycache__ -type d -prune -exec rm -rf {} +
+
+$(VENV)/.installed: pyproject.toml constraints.txt
+	@test -x $(VENV)/bin/python || { \
+	  for base in python3.11 python3; do \
+	    if $$base -c 'import sys; sys.exit(sys.version_info < (3, 11))' 2>/dev/null; then \
+	      echo "creating $(VENV) with $$base"; exec $$base -m venv --clear $(VENV); \
+	    fi; \
+	  done; \
+	  echo 'snorm_triton needs Python 3.11 or newer: neither python3.11 nor python3 is that.' >&2; \
+	  exit 1; }
+	$(VENV)/bin/python -m pip install --editable '.[demo,test,dev]'
+	@touch $@
+
+given-python:
+	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11) and \
+	  "snorm_triton needs Python 3.11 or newer: $(PYTHON) is %d.%d." % sys.version_info[:2])'

@@ -1,0 +1,111 @@
+"""What an import brings along, what it must not, and what the built distribution holds."""
+
+from __future__ import annotations
+
+import os
+import subprocess
+import sys
+from importlib import metadata
+from importlib.util import find_spec
+from pathlib import Path
+
+import pytest
+
+import snorm_triton
+
+PUBLIC_NAMES = {
+    "SNDCGANDiscriminator",
+    "SNDCGANGenerator",
+    "SNResNetDiscriminator",
+    "SNResNetGenerator",
+    "SpectralNormParametrization",
+    "SpectralNormWrapper",
+    "__version__",
+    "apply_spectral_norm",
+    "backend_report",
+    "functional",
+    "remove_spectral_norm",
+    "sigmas",
+    "spectral_norm",
+}
+
+# The folder that holds snorm_triton: the checkout's root, or site-packages.
+INSTALL_ROOT = Path(snorm_triton.__file__).resolve().parent.parent
+
+NORMALIZE_A_LAYER = """
+import torch, snorm_triton
+layer = snorm_triton.spectral_norm(torch.nn.Linear(4, 3), n_power_iterations=50)
+assert abs(torch.linalg.matrix_norm(layer.weight, 2).item() - 1) < 1e-4
+"""
+
+
+def run_python(code: str, path: list[Path], cwd: Path) -> str:
+    """What `code` prints in a fresh interpreter that sees `path` first, and no other checkout."""
+    environment = {**os.environ, "PYTHONPATH": os.pathsep.join(map(str, path))}
+    finished = subprocess.run(
+        [sys.executable, "-c", code],
+        env=environment,
+        cwd=cwd,
+        capture_output=True,
+        text=True,
+        timeout=120,
+    )
+    assert finished.returncode == 0, finished.stderr
+    return finished.stdout.strip()
+
+
+def distribution() -> metadata.Distribution:
+    try:
+        return metadata.distribution("snorm-triton")
+    except metadata.PackageNotFoundError:
+        pytest.skip("snorm-triton is on the path but not installed")
+
+
+def test_public_names_are_pinned_and_resolve() -> None:
+    assert set(snorm_triton.__all__) == PUBLIC_NAMES
+    assert len(snorm_triton.__all__) == len(PUBLIC_NAMES)
+    missing = [name for name in snorm_triton.__all__ if not hasattr(snorm_triton, name)]
+    assert not missing
+
+
+def test_works_without_triton(tmp_path: Path) -> None:
+    # None in sys.modules is how Python says that a module cannot be found.
+    code = "import sys; sys.modules['triton'] = None" + NORMALIZE_A_LAYER
+    run_python(code, [INSTALL_ROOT], tmp_path)
+
+
+def test_import_is_lean(tmp_path: Path) -> None:
+    code = """
+import sys, torch
+before = set(sys.modules)
+import snorm_triton
+heavy = {"triton", "matplotlib", "sklearn", "tqdm", "torch._dynamo", "torch._inductor"}
+print(*sorted(heavy & (set(sys.modules) - before)))
+"""
+    assert run_python(code, [INSTALL_ROOT], tmp_path) == ""
+
+
+@pytest.mark.parametrize("ours_first", [False, True], ids=["foreign-first", "ours-first"])
+def test_foreign_kernels_distribution_is_not_shadowed(tmp_path: Path, ours_first: bool) -> None:
+    foreign = tmp_path / "site"
+    (foreign / "kernels").mkdir(parents=True)
+    (foreign / "kernels" / "__init__.py").write_text("ORIGIN = 'foreign'\n")
+    code = "import kernels; assert kernels.ORIGIN == 'foreign', kernels" + NORMALIZE_A_LAYER
+    if find_spec("triton") is not None:
+        code += "import snorm_triton.kernels.power_step"
+    path = [INSTALL_ROOT, foreign] if ours_first else [foreign, INSTALL_ROOT]
+    run_python(code, path, tmp_path)
+
+
+def test_version_is_the_distributions() -> None:
+    assert snorm_triton.__version__ == distribution().version
+
+
+def test_wheel_holds_the_kernels_and_no_top_level_kernels() -> None:
+    record = distribution().read_text("RECORD") or ""
+    files = {line.split(",")[0] for line in record.splitlines()}
+    if "snorm_triton/__init__.py" not in files:
+        pytest.skip("an editable install records no sources")
+    assert {"snorm_triton/py.typed", "snorm_triton/kernels/power_step.py"} <= files
+    top_level = {Path(file).parts[0] for file in files}
+    assert {name for name in top_level if not name.endswith(".dist-info")} == {"snorm_triton"}
