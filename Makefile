@@ -59,7 +59,7 @@ bench: $(READY)  ## ours beside torch's two spectral norms and a copy, on the de
 
 gpu: $(READY)  ## GPU tests and benchmarks; writes RESULTS/<device name>.json and .md
 	@$(PYTHON) -m bench.device
-	$(PYTEST) -m gpu tests/gpu
+	$(PYTEST) -m gpu
 	@mkdir -p $(dir $(BENCH_JSON))
 	$(PYTEST_BENCH) $(BENCH_ARGS)
 	@$(PYTHON) -m bench.report $(BENCH_JSON) --results $(RESULTS)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from typing import Any
@@ -9,6 +10,9 @@ from typing import Any
 import pytest
 import torch
 from torch import Tensor, nn
+
+# cuBLAS is deterministic, as `nan_filled_memory` asks of it, only with a workspace of its own.
+os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")
 
 
 @dataclass(frozen=True)
@@ -114,10 +118,27 @@ INTERPRETED = (
 )
 
 
-@pytest.fixture(params=["torch", pytest.param("triton", marks=INTERPRETED)])
-def backend(request: pytest.FixtureRequest) -> str:
-    """Both backends on the CPU: Triton's kernels run interpreted, in a process of their own."""
-    return request.param
+BACKENDS = [
+    "torch",
+    pytest.param("triton", marks=INTERPRETED, id="triton"),
+    pytest.param("gpu", marks=pytest.mark.gpu, id="triton-on-gpu"),
+]
+
+
+@pytest.fixture(params=BACKENDS)
+def backend(request: pytest.FixtureRequest) -> Iterator[str]:
+    """torch on the CPU; the kernels interpreted there; the kernels on a GPU, all tensors there."""
+    if request.param != "gpu":
+        yield request.param
+        return
+    device = torch.accelerator.current_accelerator(check_available=True)
+    if device is None:
+        pytest.fail("the tests marked gpu need a GPU that torch can use")
+    torch.backends.cudnn.allow_tf32 = False
+    torch.set_default_device(device)
+    torch.manual_seed(0)
+    yield "triton"
+    torch.set_default_device(None)
 
 
 @pytest.fixture(autouse=True)

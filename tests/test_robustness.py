@@ -4,6 +4,7 @@ import pytest
 import torch
 import torch.nn.functional as F
 from torch import nn
+from torch._subclasses.fake_tensor import DataDependentOutputException, FakeTensorMode
 
 from snorm_triton import reference, sigmas, spectral_norm
 from snorm_triton.functional import spectral_normalize
@@ -165,3 +166,13 @@ def test_evaluation_writes_nothing(layer):
     for key, value in layer.state_dict().items():
         assert torch.equal(value, before[key])
     assert torch.equal(sigmas(layer)["weight"], sigma)
+
+
+def test_nothing_depends_on_a_value_on_the_host():
+    """Fake tensors hold no values: an operation that reads one, and so synchronizes, raises."""
+    with FakeTensorMode():
+        layer = spectral_norm(nn.ConvTranspose2d(3, 4, 3), backend="torch")
+        layer.weight.square().sum().backward()
+        _ = layer.eval().weight
+        with pytest.raises(DataDependentOutputException):
+            layer.weight.sum().item()
