@@ -83,7 +83,7 @@ def spectral_norm(
 
     Example:
         >>> layer = spectral_norm(nn.Linear(20, 40))
-        >>> round(float(torch.linalg.matrix_norm(layer.weight, 2)), 1)
+        >>> round(torch.linalg.matrix_norm(layer.weight, 2).item(), 1)
         1.0
     """
     SpectralNormWrapper(

@@ -1,0 +1,25 @@
+"""The examples in the docstrings run and print what they say."""
+
+import doctest
+import importlib
+
+import pytest
+import torch
+
+import snorm_triton
+
+MODULES = [
+    "snorm_triton.api",
+    "snorm_triton.functional",
+    "snorm_triton.wrapper",
+    "snorm_triton.models.sn_resnet",
+    "snorm_triton.models.sn_dcgan",
+]
+
+
+@pytest.mark.parametrize("module", MODULES)
+def test_examples(module):
+    names = {"torch": torch, "nn": torch.nn, **vars(snorm_triton)}
+    failed, attempted = doctest.testmod(importlib.import_module(module), extraglobs=names)
+    assert attempted
+    assert not failed
