@@ -26,10 +26,9 @@ def power_step(
     v = view.columns_to_memory(v)
     sigma = u.new_zeros(())
     for _ in range(n_power_iterations):
-        t, t_norm = _normalize(_matvec(weight, view, v))
-        s, s_norm = _normalize(_matvec_transposed(weight, view, t))
-        sigma = torch.where(t_norm == 0, t_norm, s_norm)
-        good = (sigma > 0) & torch.isfinite(sigma)
+        t, _ = _normalize(_matvec(weight, view, v))
+        s, sigma = _normalize(_matvec_transposed(weight, view, t))
+        good = sigma - sigma < sigma  # false for zero, infinity and NaN
         u = torch.where(good, t, u)
         v = torch.where(good, s, v)
     return u, view.columns_to_logical(v), sigma.to(u.dtype)
@@ -84,12 +83,10 @@ def _in_dtype_of(tensor: Tensor, state: Tensor) -> Tensor:
 
 
 def _normalize(x: Tensor) -> tuple[Tensor, Tensor]:
-    """``x / |x|`` and ``|x|``, taken over the largest magnitude: no square over- or underflows."""
-    largest = torch.linalg.vector_norm(x, float("inf"))
-    largest = torch.where(largest > 0, largest, 1)
-    x = x / largest
-    norm = torch.linalg.vector_norm(x)
-    return x / norm, norm * largest
+    """``x / |x|`` and ``|x|``, in float64 so that no square leaves its range; zero stays zero."""
+    wide = x.dtype if x.device.type == "mps" else torch.promote_types(x.dtype, torch.float64)
+    norm = torch.linalg.vector_norm(x, dtype=wide)
+    return x / norm.clamp_min(torch.finfo(x.dtype).tiny), norm
 
 
 def _matvec(weight: Tensor, view: MatrixView, v: Tensor) -> Tensor:

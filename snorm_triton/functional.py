@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from contextlib import AbstractContextManager, nullcontext
 from math import prod
 from typing import Any, NamedTuple
 
@@ -73,7 +74,7 @@ def spectral_normalize(
         return SpectralNormalized(weight * 1, u, v, u.new_zeros(()))
     ops = operations(select(weight, backend).backend)
     weight, view = in_matrix_layout(weight, dim)
-    with torch.no_grad(), torch.autocast(weight.device.type, enabled=False):
+    with torch.no_grad(), _without_autocast(weight.device.type):
         if n_power_iterations > 0:
             u, v, sigma = ops.power_step(weight, view, u, v, n_power_iterations)
             unit_u, unit_v = u, v
@@ -177,6 +178,13 @@ def _rescale_complex(weight: Tensor, u: Tensor, v: Tensor, dim: int) -> tuple[Te
     """``W / sigma`` and ``sigma = u^H W v`` in torch's own differentiable operations."""
     sigma = (_outer(u.conj(), v, weight.shape, dim) * weight).sum()
     return weight / nonzero(sigma), sigma
+
+
+def _without_autocast(device_type: str) -> AbstractContextManager[object]:
+    """The estimate is made in the dtype of u and v, whatever autocast says."""
+    if torch.is_autocast_enabled(device_type):
+        return torch.autocast(device_type, enabled=False)
+    return nullcontext()
 
 
 def _outer(u: Tensor, v: Tensor, shape: torch.Size, dim: int) -> Tensor:
