@@ -197,8 +197,9 @@ class _Deferred:
             handle.remove()
 
     def __call__(self, module: nn.Module, args: Any) -> None:
-        self.cancel()
+        # Cancelled last: where registering fails, every forward says so.
         SpectralNormWrapper(module, self.name, **self.options).attach()
+        self.cancel()
 
     def before_load(
         self, module: nn.Module, state_dict: dict[str, Any], prefix: str, *args: Any

@@ -182,5 +182,5 @@ def pytest_terminal_summary(terminalreporter: Any) -> None:
                 tables.setdefault(key.removeprefix("table "), []).append(line)
     for title, lines in tables.items():
         terminalreporter.section(title)
-        for line in lines:
+        for line in sorted(lines):
             terminalreporter.line(line)

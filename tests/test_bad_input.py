@@ -21,6 +21,13 @@ def sparse_layer():
     return layer
 
 
+def quantized_layer():
+    layer = nn.Linear(3, 2)
+    weight = torch.quantize_per_tensor(torch.ones(2, 3), 0.1, 0, torch.qint8)
+    layer.weight = nn.Parameter(weight, requires_grad=False)
+    return layer
+
+
 @pytest.mark.parametrize(
     ("make", "options", "error", "match"),
     [
@@ -28,6 +35,13 @@ def sparse_layer():
         (lambda: nn.Linear(3, 2, bias=False), {"name": "bias"}, ValueError, "name='bias'"),
         (lambda: nn.ReLU(), {}, ValueError, "name='weight'.*none"),
         (integer_layer, {}, ValueError, "int8.*floating"),
+        pytest.param(
+            quantized_layer,
+            {},
+            ValueError,
+            "qint8.*floating",
+            marks=pytest.mark.filterwarnings("ignore:torch.quantize_per_tensor:UserWarning"),
+        ),
         (sparse_layer, {}, ValueError, "sparse.*dense"),
         (lambda: nn.Linear(3, 2), {"n_power_iterations": 0}, ValueError, "n_power_iterations.*0"),
         (lambda: nn.Linear(3, 2), {"n_power_iterations": -1}, ValueError, "n_power_iterations.*-1"),
@@ -58,6 +72,13 @@ def test_a_refusal_changes_nothing(make, options, error, match):
     assert module._parameters == parameters
     assert module._forward_pre_hooks == hooks
     assert torch.equal(torch.get_rng_state(), draws)
+
+
+def test_a_deferred_registration_that_fails_says_so_at_every_forward():
+    layer = spectral_norm(nn.LazyLinear(2), dim=2)
+    for _ in range(2):
+        with pytest.raises(IndexError, match=r"dim must be in \[-2, 1\].*got 2"):
+            layer(torch.randn(4, 3))
 
 
 def test_the_triton_backend_says_why_it_cannot_run_here(monkeypatch):
