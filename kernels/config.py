@@ -57,12 +57,12 @@ def row_tile(M: int, N: int, itemsize: int, warp_size: int) -> RowTile:
     return RowTile(rows, block_n, programs, warps(rows * block_n, itemsize, warp_size))
 
 
-def chunk_tile(M: int, Q: int, itemsize: int, warp_size: int) -> RowTile:
+def chunk_tile(M: int, itemsize: int, warp_size: int) -> RowTile:
     """The tile of ``power_chunked`` and ``estimate``: one row block a program, columns in chunks.
 
-    ``Q`` is 0 where a row is one run; short runs take more rows, whose elements are neighbours.
+    Rows are neighbours where runs are short, so that SECTOR of them fill a sector.
     """
-    rows = 8 if Q == 0 else max(8, min(32, next_power_of_two(ceil_div(SECTOR, Q))))
+    rows = SECTOR
     block_n = 16384 // itemsize // rows
     return RowTile(rows, block_n, ceil_div(M, rows), warps(rows * block_n, itemsize, warp_size))
 

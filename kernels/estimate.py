@@ -89,7 +89,7 @@ def estimate(
 ) -> tuple[Tensor, Tensor, Tensor]:
     """As :func:`snorm_triton.eager.estimate`."""
     M, N, Q = view.M, view.N, 0 if view.P == 1 else view.Q
-    tile = chunk_tile(M, Q, u.element_size(), launch.warp_size(u.device))
+    tile = chunk_tile(M, u.element_size(), launch.warp_size(u.device))
     dots, sigma = u.new_empty(tile.programs), u.new_empty(())
     unit_u, unit_v = torch.empty_like(u), torch.empty_like(v)
     with launch.on_device_of(weight):

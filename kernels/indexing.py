@@ -58,7 +58,7 @@ def reciprocal(x):
     if x.dtype == tl.float64:
         return 1.0 / x
     else:
-        return tl.div_rn(x * 0 + 1.0, x)
+        return tl.div_rn(tl.full([], 1.0, tl.float32), x)
 
 
 @triton.jit

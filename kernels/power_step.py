@@ -245,7 +245,7 @@ def _iterate(
     if holds_whole_rows(view.P, view.Q, view.K, itemsize):
         kernel, tile = power_rows, row_tile(M, N, itemsize, lanes)
     else:
-        kernel, tile = power_chunked, chunk_tile(M, Q, itemsize, lanes)
+        kernel, tile = power_chunked, chunk_tile(M, itemsize, lanes)
     column_blocks = ceil_div(N, VECTOR_BLOCK)
     t, s, partial = u.new_empty(M), u.new_empty(N), u.new_empty(tile.programs, N)
     scale, square = u.new_empty(2, tile.programs)

@@ -9,7 +9,15 @@ from torch import Tensor
 
 from ..matrix_view import MatrixView
 from . import launch
-from .config import DOT_BLOCK, ELEMENTWISE_BLOCK, PERSISTENT_PROGRAMS, apply_tile, ceil_div, warps
+from .config import (
+    DOT_BLOCK,
+    ELEMENTWISE_BLOCK,
+    PERSISTENT_PROGRAMS,
+    apply_tile,
+    ceil_div,
+    next_power_of_two,
+    warps,
+)
 from .indexing import divisor_of, logical_column, reciprocal
 
 
@@ -75,9 +83,11 @@ def grad_apply(
     """
     i = tl.arange(0, PROGRAMS)
     inner = tl.sum(tl.load(partial_ptr + i, mask=i < programs, other=0.0), axis=0)
-    sigma = divisor_of(tl.load(sigma_ptr))
+    estimate = tl.load(sigma_ptr)
+    sigma = divisor_of(estimate)
     inverse = reciprocal(sigma)
-    coefficient = inner * inverse
+    # A weight whose sigma is zero was divided by 1, whatever it is.
+    coefficient = tl.where(sigma == estimate, inner * inverse, 0.0)
     if HAS_GRAD_SIGMA:
         coefficient -= tl.load(grad_sigma_ptr) * sigma
 
@@ -154,7 +164,7 @@ def rescale_backward(
             Q=0 if whole_rows else view.Q,
             K=view.K,
             HAS_GRAD_SIGMA=grad_sigma is not None,
-            PROGRAMS=512,
+            PROGRAMS=next_power_of_two(PERSISTENT_PROGRAMS),
             R=tile.R,
             BLOCK_N=tile.BLOCK_N,
             num_warps=tile.num_warps,

@@ -11,7 +11,7 @@ from torch.nn.utils.parametrizations import _SpectralNorm as _TorchSpectralNorm
 from torch.nn.utils.parametrize import is_parametrized
 from torch.nn.utils.spectral_norm import SpectralNorm as _LegacySpectralNorm
 
-from .dispatch import describe, select
+from .dispatch import select
 from .matrix_view import matrix_view
 from .parametrization import SpectralNormParametrization
 from .wrapper import SpectralNormWrapper
@@ -33,7 +33,10 @@ NORMALIZED_TYPES: tuple[type[nn.Module], ...] = (
 
 
 class BackendReport(NamedTuple):
-    """The parameter's qualified name, its backend ("triton" or "torch"), and why."""
+    """The parameter's qualified name, its backend, and why.
+
+    The backend is "triton", "torch", or "none" where the one asked for by name cannot run any more.
+    """
 
     name: str
     backend: str
@@ -183,10 +186,11 @@ def apply_spectral_norm(
 
 
 def sigmas(model: nn.Module) -> dict[str, Tensor]:
-    """The last sigma of each normalized parameter of a model, by its qualified name.
+    """Sigma of each normalized parameter of a model at its last access, by its qualified name.
 
     Detached, shape (), on the parameter's device, and no synchronization. A parameter normalized
-    more than once has one entry each, ``"weight.0"``, ``"weight.1"``. A zero weight has sigma 0.
+    more than once has one entry each, ``"weight.0"``, ``"weight.1"``. A zero weight has sigma 0;
+    until a parameter is first accessed after a checkpoint was loaded, its sigma is NaN.
     """
     found = {}
     for name, wrapper in _normalized(model):
@@ -207,9 +211,14 @@ def backend_report(model: nn.Module) -> list[BackendReport]:
     for name, wrapper in _normalized(model):
         for parametrization in wrapper.parametrizations:
             weight = wrapper.original
-            choice = select(weight, parametrization.backend)
+            try:
+                choice = select(weight, parametrization.backend)
+            except ValueError as error:
+                report.append(BackendReport(name, "none", str(error)))
+                continue
             view = None if weight.ndim < 2 else matrix_view(weight, parametrization.dim)
-            report.append(BackendReport(name, *describe(choice, weight, view is not None)))
+            copied = "" if weight.ndim < 2 or view else "; not dense, so copied at each access"
+            report.append(BackendReport(name, choice.backend, choice.reason + copied))
     return report
 
 

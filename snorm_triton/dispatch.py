@@ -6,7 +6,7 @@ import os
 from collections.abc import Callable
 from functools import lru_cache
 from importlib.util import find_spec
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import torch
 from torch import Tensor
@@ -37,7 +37,7 @@ class Operations(NamedTuple):
 
 
 def select(weight: Tensor, backend: str = "auto") -> Choice:
-    """The backend for ``weight``, decided from its device, dtype and shape alone.
+    """The backend for ``weight``, by its device, dtype and shape, and what is installed.
 
     Args:
         weight: the weight to normalize, any shape.
@@ -120,13 +120,3 @@ def _device_refusal(device: torch.device) -> str | None:
         if major < 8:
             return f"compute capability {major}.{minor} is below 8.0, which the kernels need"
     return None
-
-
-def describe(choice: Choice, weight: Tensor, has_view: bool) -> Choice:
-    """``choice``, saying so where a weight has no ``MatrixView`` and is made contiguous."""
-    if has_view or weight.ndim < 2:
-        return choice
-    return Choice(choice.backend, f"{choice.reason}; not dense, so made contiguous at each access")
-
-
-__all__: list[Any] = ["BACKENDS", "Choice", "Operations", "operations", "select"]

@@ -28,7 +28,7 @@ def power_step(
     for _ in range(n_power_iterations):
         t, _ = _normalize(_matvec(weight, view, v))
         s, sigma = _normalize(_matvec_transposed(weight, view, t))
-        good = sigma - sigma < sigma  # false for zero, infinity and NaN
+        good = (sigma > 0) & (sigma < float("inf"))
         u = torch.where(good, t, u)
         v = torch.where(good, s, v)
     return u, view.columns_to_logical(v), sigma.to(u.dtype)
@@ -64,7 +64,8 @@ def rescale_backward(
     divisor = nonzero(sigma)
     wide_grad = _in_dtype_of(grad, u)
     inner = torch.dot(view.flat(_in_dtype_of(weight, u)), view.flat(wide_grad))
-    coefficient = -(inner / divisor) / divisor
+    # A weight whose sigma is zero was divided by 1, whatever it is.
+    coefficient = torch.where(sigma == divisor, -(inner / divisor) / divisor, 0)
     if grad_sigma is not None:
         coefficient = coefficient + grad_sigma
     grad_weight = wide_grad / divisor
@@ -83,10 +84,17 @@ def _in_dtype_of(tensor: Tensor, state: Tensor) -> Tensor:
 
 
 def _normalize(x: Tensor) -> tuple[Tensor, Tensor]:
-    """``x / |x|`` and ``|x|``, in float64 so that no square leaves its range; zero stays zero."""
-    wide = x.dtype if x.device.type == "mps" else torch.promote_types(x.dtype, torch.float64)
-    norm = torch.linalg.vector_norm(x, dtype=wide)
-    return x / norm.clamp_min(torch.finfo(x.dtype).tiny), norm
+    """``x / |x|`` and ``|x|``, such that no square leaves the dtype's range; zero stays zero."""
+    tiny = torch.finfo(x.dtype).tiny
+    wide = torch.promote_types(x.dtype, torch.float64)
+    if wide != x.dtype and x.device.type != "mps":
+        norm = torch.linalg.vector_norm(x, dtype=wide)
+        return x / norm.clamp_min(tiny), norm
+    # Nothing wider is at hand: take the norm over the largest magnitude.
+    largest = torch.linalg.vector_norm(x, float("inf")).clamp_min(tiny)
+    x = x / largest
+    norm = torch.linalg.vector_norm(x)
+    return x / norm.clamp_min(tiny), norm * largest
 
 
 def _matvec(weight: Tensor, view: MatrixView, v: Tensor) -> Tensor:

@@ -49,15 +49,15 @@ def spectral_normalize(
         v: shape (N,), the dtype of ``u``.
         dim: the dimension of the outputs.
         n_power_iterations: iterations to run; 0 takes u and v as given, of whatever length.
-        eps: lower bound of \|u\| and \|v\| in the division by them when ``n_power_iterations`` is
-        0. backend: ``"auto"``, ``"triton"`` or ``"torch"``, see
-        :func:`snorm_triton.dispatch.select`.
+        eps: lower bound of \|u\| and \|v\| in the division by them without iterations.
+        backend: ``"auto"``, ``"triton"`` or ``"torch"``, see :func:`snorm_triton.dispatch.select`.
 
     Returns:
         ``weight_sn`` (shape S, the weight's dtype and layout), the new ``u`` and ``v``, and
         ``sigma`` (shape (), the dtype of ``u``). A zero weight gives a zero ``weight_sn``,
         ``sigma`` 0 and the gradient of ``weight_sn`` as that of the weight; a non-finite one shows
-        in ``weight_sn`` and ``sigma``; both return u and v as they came.
+        in ``weight_sn`` and ``sigma``; both return u and v as they came. A weight that is not zero
+        but takes v exactly to zero is taken for a zero one: divided by 1.
 
     Raises:
         ValueError: an argument of the wrong shape or dtype, or a backend that cannot run.
@@ -74,6 +74,7 @@ def spectral_normalize(
         return SpectralNormalized(weight * 1, u, v, u.new_zeros(()))
     ops = operations(select(weight, backend).backend)
     weight, view = in_matrix_layout(weight, dim)
+    u, v = u.contiguous(), v.contiguous()
     with torch.no_grad(), _without_autocast(weight.device.type):
         if n_power_iterations > 0:
             u, v, sigma = ops.power_step(weight, view, u, v, n_power_iterations)
@@ -95,8 +96,15 @@ def l2_normalize(weight: Tensor, eps: float = 1e-12) -> tuple[Tensor, Tensor]:
     As in :func:`torch.nn.utils.parametrizations.spectral_norm`, but that a zero weight is divided
     by 1.
     """
-    norm = torch.linalg.vector_norm(weight)
-    return weight / torch.where(norm == 0, 1, norm.clamp_min(eps)), norm
+    if weight.numel() == 0:
+        return weight * 1, weight.new_zeros((), dtype=weight.abs().dtype)
+    is_zero = (weight == 0).all()
+    # Where the weight is zero its norm has no second derivative: none is taken there.
+    nonzero_weight = torch.where(is_zero, 1, weight)
+    largest = nonzero_weight.detach().abs().amax()  # a scale, so that no square leaves its range
+    norm = torch.linalg.vector_norm(nonzero_weight / largest) * largest
+    divisor = torch.where(is_zero, 1, norm.clamp_min(eps))
+    return weight / divisor, torch.where(is_zero, 0, norm)
 
 
 class _Rescale(torch.autograd.Function):
@@ -137,6 +145,8 @@ class _RescaleBackward(torch.autograd.Function):
     With G the gradient of W / sigma, g that of sigma, and sigma = <u v^T, W>, it is
 
         D = (G - <G, W> / sigma u v^T) / sigma + g u v^T
+
+    and D = G + g u v^T where sigma is zero and W was divided by 1.
     """
 
     @staticmethod
@@ -163,12 +173,13 @@ class _RescaleBackward(torch.autograd.Function):
         grad, weight, u, v = ctx.saved_tensors
         outer = _outer(u, v, weight.shape, ctx.dim)
         grad_out, grad, weight = (x.to(u.dtype) for x in (grads[0], grad, weight))
-        sigma = nonzero((outer * weight).sum())
+        sigma = (outer * weight).sum()
+        is_zero, sigma = sigma.abs() < torch.finfo(sigma.dtype).tiny, nonzero(sigma)
         along = (outer * grad_out).sum()
         inner = (grad * weight).sum() / sigma
         twice = 2 * along * inner - (grad_out * grad).sum()
-        grad_grad = (grad_out - along * (weight / sigma)) / sigma
-        grad_weight = (twice * outer - along * grad) / sigma / sigma
+        grad_grad = (grad_out - torch.where(is_zero, 0, along) * (weight / sigma)) / sigma
+        grad_weight = torch.where(is_zero, 0, (twice * outer - along * grad) / sigma / sigma)
         dtype = ctx.saved_tensors[1].dtype
         grad_grad_sigma = along if ctx.needs_input_grad[1] else None
         return grad_grad.to(dtype), grad_grad_sigma, grad_weight.to(dtype), *[None] * 6
@@ -182,7 +193,7 @@ def _rescale_complex(weight: Tensor, u: Tensor, v: Tensor, dim: int) -> tuple[Te
 
 def _without_autocast(device_type: str) -> AbstractContextManager[object]:
     """The estimate is made in the dtype of u and v, whatever autocast says."""
-    if torch.is_autocast_enabled(device_type):
+    if torch.amp.is_autocast_available(device_type) and torch.is_autocast_enabled(device_type):
         return torch.autocast(device_type, enabled=False)
     return nullcontext()
 

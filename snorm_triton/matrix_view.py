@@ -76,6 +76,7 @@ def matrix_view(weight: Tensor, dim: int) -> MatrixView | None:
 
 def in_matrix_layout(weight: Tensor, dim: int) -> tuple[Tensor, MatrixView]:
     """``weight`` and its view; a weight that has no view is made contiguous first."""
+    weight = weight.resolve_conj().resolve_neg()
     view = matrix_view(weight, dim)
     if view is None:
         weight = weight.contiguous()
@@ -86,6 +87,7 @@ def in_matrix_layout(weight: Tensor, dim: int) -> tuple[Tensor, MatrixView]:
 
 def like_weight(tensor: Tensor, weight: Tensor, view: MatrixView, dim: int) -> Tensor:
     """``tensor`` laid out in memory as the dense ``weight`` is: itself where it already is."""
+    tensor = tensor.resolve_conj().resolve_neg()
     if tensor.stride() == weight.stride() or matrix_view(tensor, dim) == view:
         return tensor
     return torch.empty_like(weight, dtype=tensor.dtype).copy_(tensor)

@@ -59,11 +59,7 @@ class SpectralNormParametrization(nn.Module):
         backend: str = "auto",
     ) -> None:
         super().__init__()
-        if not -weight.ndim <= dim < weight.ndim:
-            raise IndexError(
-                f"dim must be in [{-weight.ndim}, {weight.ndim - 1}] for a weight of shape "
-                f"{tuple(weight.shape)}, got {dim}"
-            )
+        check_dim(dim, weight.shape)
         check_numbers(n_power_iterations, eps)
         self.n_power_iterations = n_power_iterations
         self.dim = dim % weight.ndim
@@ -98,7 +94,10 @@ class SpectralNormParametrization(nn.Module):
 
     @property
     def sigma(self) -> Tensor:
-        """The largest singular value as last estimated, shape (), detached; 0 for a zero weight."""
+        """Sigma as of the last access, shape (), detached; 0 for a zero weight.
+
+        NaN from when a checkpoint is loaded until the next access.
+        """
         return self._sigma.detach().clone()
 
     def forward(self, weight: Tensor) -> Tensor:
@@ -106,8 +105,7 @@ class SpectralNormParametrization(nn.Module):
         iterates = self.training or self.power_iter_on_eval
         if weight.ndim == 1:
             weight_sn, sigma = l2_normalize(weight, self.eps)
-            if iterates:
-                self._write((self._sigma,), (sigma,))
+            self._write((self._sigma,), (sigma,))
             return weight_sn
         dtype = state_dtype(weight)
         normalized = spectral_normalize(
@@ -119,9 +117,11 @@ class SpectralNormParametrization(nn.Module):
             eps=self.eps,
             backend=self.backend,
         )
+        sigma = normalized.sigma.abs() if weight.is_complex() else normalized.sigma
         if iterates:
-            sigma = normalized.sigma.abs() if weight.is_complex() else normalized.sigma
             self._write((self._u, self._v, self._sigma), (normalized.u, normalized.v, sigma))
+        elif not torch.compiler.is_compiling():  # a compiled evaluation is pure
+            self._write((self._sigma,), (sigma,))
         return normalized.weight_sn
 
     @staticmethod
@@ -146,9 +146,13 @@ class SpectralNormParametrization(nn.Module):
     def _load_from_state_dict(self, state_dict: dict[str, Any], *args: Any) -> None:
         super()._load_from_state_dict(state_dict, *args)
         self._widen(dict(self._buffers))
+        with torch.no_grad():
+            self._sigma.fill_(torch.nan)
 
     def _widen(self, sources: dict[str, Tensor | None]) -> None:
         """Where a buffer has become half precision, take it from ``sources`` in float32 instead."""
+        if self._sigma.is_complex():
+            self._sigma = self._sigma.real.contiguous()
         if not self.stable_fp32:
             return
         for name, buffer in self._buffers.items():
@@ -160,13 +164,28 @@ class SpectralNormParametrization(nn.Module):
 
 
 def check_numbers(n_power_iterations: int, eps: float) -> None:
-    """Raise ValueError for a number of iterations below 1 or an eps that is not positive."""
-    if isinstance(n_power_iterations, bool) or not isinstance(n_power_iterations, int):
-        raise ValueError(f"n_power_iterations must be an integer, got {n_power_iterations!r}")
-    if n_power_iterations < 1:
-        raise ValueError(f"n_power_iterations must be at least 1, got {n_power_iterations}")
-    if not eps > 0:
-        raise ValueError(f"eps must be positive, got {eps}")
+    """Raise ValueError for a number of iterations below 1 or an eps not between 0 and infinity."""
+    if not _is_integer(n_power_iterations) or n_power_iterations < 1:
+        raise ValueError(
+            f"n_power_iterations must be an integer of at least 1, got {n_power_iterations!r}"
+        )
+    if not isinstance(eps, int | float) or not 0 < eps < float("inf"):
+        raise ValueError(f"eps must be positive and finite, got {eps!r}")
+
+
+def check_dim(dim: int, shape: torch.Size) -> None:
+    """Raise ValueError for a dim that is no integer, IndexError for one that ``shape`` lacks."""
+    if not _is_integer(dim):
+        raise ValueError(f"dim must be an integer, got {dim!r}")
+    if not -len(shape) <= dim < len(shape):
+        raise IndexError(
+            f"dim must be in [{-len(shape)}, {len(shape) - 1}] for a parameter of shape "
+            f"{tuple(shape)}, got {dim}"
+        )
+
+
+def _is_integer(value: object) -> bool:
+    return isinstance(value, int) and not isinstance(value, bool)
 
 
 @contextmanager

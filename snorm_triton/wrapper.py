@@ -18,8 +18,21 @@ from torch.utils.hooks import RemovableHandle
 
 from .copying import make_copyable
 from .dispatch import BACKENDS, select
-from .parametrization import SpectralNormParametrization, check_numbers, without_iterating
+from .parametrization import (
+    SpectralNormParametrization,
+    check_dim,
+    check_numbers,
+    without_iterating,
+)
 
+DTYPES = (
+    torch.float32,
+    torch.float64,
+    torch.float16,
+    torch.bfloat16,
+    torch.complex64,
+    torch.complex128,
+)
 _TRANSPOSED = (nn.ConvTranspose1d, nn.ConvTranspose2d, nn.ConvTranspose3d)
 
 
@@ -97,16 +110,12 @@ class SpectralNormWrapper:
             return
         if tensor.layout != torch.strided:
             raise ValueError(f"{self._where()} is sparse ({tensor.layout}); it must be dense")
-        if not (tensor.is_floating_point() or tensor.is_complex()):
-            raise ValueError(
-                f"{self._where()} is {tensor.dtype}; it must be floating point or complex"
-            )
-        dim = self._dim(tensor)
-        if not -tensor.ndim <= dim < tensor.ndim:
-            raise IndexError(
-                f"dim must be in [{-tensor.ndim}, {tensor.ndim - 1}] for {self._where()} of shape "
-                f"{tuple(tensor.shape)}, got {dim}"
-            )
+        if tensor.dtype not in DTYPES:
+            names = ", ".join(str(dtype).removeprefix("torch.") for dtype in DTYPES)
+            raise ValueError(f"{self._where()} is {tensor.dtype}; it must be one of {names}")
+        if tensor.ndim == 0:
+            raise ValueError(f"{self._where()} is a scalar; it must have a dimension or more")
+        check_dim(self._dim(tensor), tensor.shape)
         select(tensor, backend)
 
     def attach(self) -> nn.Module:
@@ -137,6 +146,8 @@ class SpectralNormWrapper:
         if self.parametrizations:
             with without_iterating(self._list()):
                 remove_parametrizations(self.module, self.name, leave_parametrized)
+            if is_parametrized(self.module):
+                make_copyable(self.module)
         return self.module
 
     def _list(self) -> ParametrizationList:
@@ -145,7 +156,11 @@ class SpectralNormWrapper:
 
     def _deferred(self) -> list[_Deferred]:
         hooks = self.module._forward_pre_hooks.values()
-        return [hook for hook in hooks if isinstance(hook, _Deferred) and hook.name == self.name]
+        return [
+            hook
+            for hook in hooks
+            if isinstance(hook, _Deferred) and hook.name == self.name and not hook.attached
+        ]
 
     @property
     def original(self) -> Tensor:
@@ -185,6 +200,7 @@ class _Deferred:
         self.name = name
         self.options = options
         self.handles: tuple[RemovableHandle, ...] = ()
+        self.attached = False
 
     def wait(self, module: nn.Module) -> None:
         self.handles = (
@@ -198,22 +214,30 @@ class _Deferred:
 
     def __call__(self, module: nn.Module, args: Any) -> None:
         # Cancelled last: where registering fails, every forward says so.
-        SpectralNormWrapper(module, self.name, **self.options).attach()
+        if not self.attached:
+            self.attach(module)
         self.cancel()
+
+    def attach(self, module: nn.Module) -> None:
+        SpectralNormWrapper(module, self.name, **self.options).attach()
+        self.attached = True
 
     def before_load(
         self, module: nn.Module, state_dict: dict[str, Any], prefix: str, *args: Any
     ) -> None:
-        """Register before a checkpoint of a normalized module is loaded."""
+        """Register before a checkpoint of a normalized module is loaded.
+
+        The hooks stay until the first forward: torch is iterating over them here.
+        """
         original = state_dict.get(f"{prefix}parametrizations.{self.name}.original")
-        if original is None or is_lazy(original):
+        if self.attached or original is None or is_lazy(original):
             return
         tensor = module._parameters.get(self.name)
         if isinstance(tensor, UninitializedParameter):
             with torch.no_grad():
                 tensor.materialize(original.shape)
                 tensor.copy_(original)
-            if isinstance(module, nn.Linear):
+            if isinstance(module, nn.Linear) and self.name == "weight":
                 # LazyLinear would read the weight for it, and so iterate.
                 module.in_features = original.shape[1]
-        self(module, ())
+        self.attach(module)

@@ -76,6 +76,19 @@ def test_apply_skips_what_is_normalized_already(norm):
     assert len(getattr(model[4], "parametrizations", {"weight": [0]})["weight"]) == 1
 
 
+def test_apply_looks_at_the_weight_alone():
+    layer = legacy_spectral_norm(nn.Linear(3, 3), "bias")
+    assert list(sigmas(apply_spectral_norm(layer))) == ["weight"]
+
+
+def test_the_backend_report_says_what_cannot_run_any_more():
+    layer = spectral_norm(nn.Linear(3, 4))
+    layer.parametrizations.weight[0].backend = "triton"
+    (report,) = backend_report(layer)
+    assert report.backend == "none"
+    assert "cannot run" in report.reason
+
+
 def test_apply_hands_options_on():
     model = apply_spectral_norm(small_model(), n_power_iterations=3, eps=1e-6)
     for layer in (model[0], model[4]):
@@ -128,7 +141,7 @@ def test_the_backend_report_says_why():
 def test_the_backend_report_names_a_copy():
     layer = nn.Linear(3, 4)
     layer.weight = nn.Parameter(torch.randn(8, 3)[::2])
-    assert "contiguous" in backend_report(spectral_norm(layer))[0].reason
+    assert "copied at each access" in backend_report(spectral_norm(layer))[0].reason
 
 
 @pytest.mark.parametrize("training", [True, False], ids=["train", "eval"])

@@ -21,6 +21,19 @@ def sparse_layer():
     return layer
 
 
+def scalar_layer():
+    layer = nn.Module()
+    layer.weight = nn.Parameter(torch.tensor(2.0))
+    return layer
+
+
+def float8_layer():
+    layer = nn.Linear(3, 2)
+    weight = torch.zeros(2, 3).to(torch.float8_e4m3fn)
+    layer.weight = nn.Parameter(weight, requires_grad=False)
+    return layer
+
+
 def quantized_layer():
     layer = nn.Linear(3, 2)
     weight = torch.quantize_per_tensor(torch.ones(2, 3), 0.1, 0, torch.qint8)
@@ -34,21 +47,27 @@ def quantized_layer():
         (lambda: nn.Linear(3, 2), {"name": "weights"}, ValueError, "name='weights'.*weight, bias"),
         (lambda: nn.Linear(3, 2, bias=False), {"name": "bias"}, ValueError, "name='bias'"),
         (lambda: nn.ReLU(), {}, ValueError, "name='weight'.*none"),
-        (integer_layer, {}, ValueError, "int8.*floating"),
+        (integer_layer, {}, ValueError, "int8; it must be one of float32"),
         pytest.param(
             quantized_layer,
             {},
             ValueError,
-            "qint8.*floating",
+            "qint8; it must be one of float32",
             marks=pytest.mark.filterwarnings("ignore:torch.quantize_per_tensor:UserWarning"),
         ),
+        (scalar_layer, {}, ValueError, "scalar"),
+        (float8_layer, {}, ValueError, "float8_e4m3fn; it must be one of float32"),
+        (lambda: nn.Linear(3, 2), {"dim": 1.0}, ValueError, "dim must be an integer, got 1.0"),
+        (lambda: nn.Linear(3, 2), {"dim": True}, ValueError, "dim must be an integer"),
+        (lambda: nn.Linear(3, 2), {"eps": "x"}, ValueError, "eps must be positive.*'x'"),
+        (lambda: nn.Linear(3, 2), {"eps": float("inf")}, ValueError, "eps must be positive"),
         (sparse_layer, {}, ValueError, "sparse.*dense"),
         (lambda: nn.Linear(3, 2), {"n_power_iterations": 0}, ValueError, "n_power_iterations.*0"),
         (lambda: nn.Linear(3, 2), {"n_power_iterations": -1}, ValueError, "n_power_iterations.*-1"),
         (lambda: nn.Linear(3, 2), {"n_power_iterations": 1.5}, ValueError, "n_power_iterations"),
         (lambda: nn.Linear(3, 2), {"dim": 2}, IndexError, r"dim must be in \[-2, 1\].*got 2"),
         (lambda: nn.Linear(3, 2), {"dim": -3}, IndexError, "dim .*got -3"),
-        (lambda: nn.Linear(3, 2), {"eps": 0.0}, ValueError, "eps must be positive, got 0.0"),
+        (lambda: nn.Linear(3, 2), {"eps": 0.0}, ValueError, r"eps must be positive.*got 0.0"),
         (lambda: nn.Linear(3, 2), {"eps": -1e-3}, ValueError, "eps must be positive"),
         (lambda: nn.Linear(3, 2), {"eps": float("nan")}, ValueError, "eps must be positive"),
         (lambda: nn.Linear(3, 2), {"backend": "cuda"}, ValueError, "backend must be one of"),

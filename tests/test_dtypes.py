@@ -42,6 +42,12 @@ def test_without_stable_fp32_the_state_follows_the_weight(dtype, backend):
     assert largest_singular_value(layer.weight.float()).item() == pytest.approx(1, abs=3e-2)
 
 
+@pytest.mark.parametrize("dtype", HALF)
+def test_without_stable_fp32_a_half_weight_has_a_half_state(dtype):
+    layer = spectral_norm(nn.Linear(6, 5).to(dtype), stable_fp32=False)
+    assert all(x.dtype == dtype for x in state(layer))
+
+
 def test_double_and_back(backend):
     layer = spectral_norm(nn.Linear(6, 5), backend=backend).double()
     assert all(x.dtype == torch.float64 for x in state(layer))
@@ -61,15 +67,23 @@ def test_a_half_checkpoint_leaves_the_state_float32(assign):
     _ = layer.weight
 
 
-@pytest.mark.parametrize("dtype", [torch.bfloat16])
-def test_autocast_leaves_the_estimate_alone(dtype):
-    layer = spectral_norm(nn.Linear(6, 5))
-    twin = spectral_norm(nn.Linear(6, 5))
+def test_autocast_leaves_the_estimate_alone(backend):
+    # Of a ConvTranspose: its products are bmm, which autocast would take to bfloat16.
+    layer = spectral_norm(nn.ConvTranspose2d(4, 5, 3), backend=backend)
+    twin = spectral_norm(nn.ConvTranspose2d(4, 5, 3), backend=backend)
     twin.load_state_dict(layer.state_dict())
-    with torch.autocast("cpu", dtype):
+    with torch.autocast(layer.bias.device.type, torch.bfloat16):
         weight = layer.weight
     assert weight.dtype == torch.float32
     assert torch.equal(weight, twin.weight)
+
+
+@pytest.mark.filterwarnings("ignore:Complex modules are a new feature:UserWarning")
+@pytest.mark.parametrize("dtype", [torch.complex64, torch.complex128])
+def test_a_complex_layer_has_a_real_sigma(dtype):
+    layer = spectral_norm(nn.Linear(4, 3, dtype=torch.complex64)).to(dtype)
+    _ = layer.weight
+    assert not state(layer)[2].is_complex()
 
 
 def test_complex_layers_train():

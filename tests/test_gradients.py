@@ -23,7 +23,7 @@ def case(request):
     return weight.requires_grad_(), u, v, dim
 
 
-def test_first_and_second_derivatives_with_fixed_vectors(case, backend):
+def test_first_and_second_derivatives_with_fixed_vectors(backend, case):
     weight, u, v, dim = case
 
     def normalized(weight):

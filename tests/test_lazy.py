@@ -55,6 +55,30 @@ def test_a_normalized_state_dict_loads_before_the_first_forward(lazy_kind):
     assert type(layer).__name__ == type(trained).__name__
 
 
+@pytest.mark.parametrize("names", [["weight", "weight"], ["weight", "bias"], ["bias"]])
+def test_several_registrations_load_before_the_first_forward(lazy_kind, names):
+    inputs = lazy_kind.inputs()
+    trained, layer = lazy_kind.make(), lazy_kind.make()
+    for name in names:
+        spectral_norm(trained, name)
+        spectral_norm(layer, name)
+    trained(*inputs)
+    layer.register_load_state_dict_pre_hook(lambda *args: None)
+    layer.load_state_dict(trained.state_dict(), strict=True)
+    assert torch.equal(layer(*inputs), trained(*inputs))
+    assert not layer._forward_pre_hooks
+
+
+def test_removal_between_load_and_first_forward(lazy_kind):
+    inputs = lazy_kind.inputs()
+    trained, layer = (spectral_norm(spectral_norm(lazy_kind.make()), "bias") for _ in range(2))
+    trained(*inputs)
+    layer.load_state_dict(trained.state_dict())
+    remove_spectral_norm(layer, "bias")
+    layer(*inputs)
+    assert list(sigmas(layer)) == ["weight"]
+
+
 def test_loading_does_not_cost_an_iteration(lazy_kind):
     """Trained and loaded go on alike: the first training forward after a load iterates once."""
     inputs = lazy_kind.inputs()

@@ -7,7 +7,7 @@ from torch import nn
 from torch._subclasses.fake_tensor import DataDependentOutputException, FakeTensorMode
 
 from snorm_triton import reference, sigmas, spectral_norm
-from snorm_triton.functional import spectral_normalize
+from snorm_triton.functional import l2_normalize, spectral_normalize
 
 
 def init_with_a_gap(weight):
@@ -89,21 +89,103 @@ def test_a_non_finite_weight_shows_but_does_not_stay(layer, bad, elements):
     assert (layer.weight - expected.weight_sn).norm() < 1e-6 * expected.weight_sn.norm()
 
 
+@pytest.mark.parametrize(("shape", "dim"), [((21, 3, 3, 5), 0), ((6, 5, 2), 1)])
 @pytest.mark.parametrize("scale", [1e-30, 1e-19, 1e-15, 1e-10, 1e10, 1e15, 1e19, 1e30])
-def test_the_scale_of_the_weight_does_not_matter(scale, backend, relative_error):
-    weight = (scale * torch.randn(21, 3, 3, 5)).requires_grad_()
-    u = F.normalize(torch.randn(21), dim=0)
-    v = F.normalize(torch.randn(45), dim=0)
+def test_the_scale_of_the_weight_does_not_matter(scale, shape, dim, backend, relative_error):
+    weight = (scale * torch.randn(shape)).requires_grad_()
+    u = F.normalize(torch.randn(shape[dim]), dim=0)
+    v = F.normalize(torch.randn(weight.numel() // shape[dim]), dim=0)
     grad = torch.randn(weight.shape)
-    ours = spectral_normalize(weight, u, v, backend=backend)
+    ours = spectral_normalize(weight, u, v, dim=dim, backend=backend)
     ours.weight_sn.backward(grad)
     exact = weight.detach().double().requires_grad_()
-    expected = reference.spectral_normalize(exact, u, v)
+    expected = reference.spectral_normalize(exact, u, v, dim=dim)
     expected.weight_sn.backward(grad.double())
     assert relative_error(ours.sigma, expected.sigma) < 1e-6
     assert relative_error(ours.weight_sn, expected.weight_sn) < 1e-6
     assert relative_error(weight.grad, exact.grad) < 1e-5
     assert relative_error(ours.v, expected.v) < 1e-5
+
+
+@pytest.mark.parametrize("scale", [1e-200, 1e-170, 1e170, 1e200])
+def test_nor_does_it_in_float64(scale, backend, relative_error):
+    weight = scale * torch.randn(7, 9, dtype=torch.float64)
+    u, v = F.normalize(torch.randn(7).double(), dim=0), F.normalize(torch.randn(9).double(), dim=0)
+    ours = spectral_normalize(weight, u, v, backend=backend)
+    expected = reference.spectral_normalize(weight / scale, u, v)
+    assert relative_error(ours.sigma / scale, expected.sigma) < 1e-13
+    assert relative_error(ours.weight_sn, expected.weight_sn) < 1e-13
+
+
+@pytest.mark.parametrize("scale", [1e-10, 1, 1e10, 1e25, 1e30])
+def test_nor_does_it_of_a_vector(scale, relative_error):
+    weight = (scale * torch.randn(5)).requires_grad_()
+    weight_sn, norm = l2_normalize(weight)
+    assert relative_error(norm / scale, weight.double().norm() / scale) < 1e-6
+    assert relative_error(weight_sn.norm(), torch.tensor(1.0)) < 1e-6
+
+
+def test_a_zero_vector_has_derivatives():
+    weight = torch.zeros(4, dtype=torch.float64, requires_grad=True)
+    (grad,) = torch.autograd.grad(
+        l2_normalize(weight)[0], weight, torch.arange(4.0).double(), create_graph=True
+    )
+    assert torch.equal(grad, torch.arange(4.0).double())
+    assert grad.square().sum().requires_grad
+    (second,) = torch.autograd.grad(grad.square().sum(), weight, allow_unused=True)
+    assert second is None or torch.isfinite(second).all()
+
+
+def test_a_sigma_that_overflows_is_not_kept(backend):
+    weight = torch.full((8, 8), 3e38)
+    u, v = F.normalize(torch.randn(8), dim=0), F.normalize(torch.ones(8), dim=0)
+    ours = spectral_normalize(weight, u, v, backend=backend)
+    assert torch.equal(ours.u, u)
+    assert torch.equal(ours.v, v)
+
+
+def test_vectors_of_zeros_are_divided_by_eps(backend):
+    weight, u, v = torch.randn(4, 3), torch.zeros(4), F.normalize(torch.ones(3), dim=0)
+    ours = spectral_normalize(weight, u, v, n_power_iterations=0, eps=1e-6, backend=backend)
+    assert ours.sigma == 0
+    assert torch.equal(ours.weight_sn, weight)
+    tiny = spectral_normalize(weight, u + 1e-9, v, n_power_iterations=0, eps=1e-6, backend=backend)
+    expected = (weight @ v).sum() * 1e-9 / 1e-6
+    assert (tiny.sigma - expected).abs() < 1e-6 * expected.abs()
+
+
+def test_eps_reaches_the_estimate(backend):
+    layer = spectral_norm(nn.Linear(3, 4), eps=1e3, backend=backend).eval()
+    raw = layer.parametrizations.weight.original
+    assert layer.weight.norm() > 1e5 * raw.norm()
+
+
+def test_a_weight_that_takes_v_to_zero_is_divided_by_one(backend):
+    weight = torch.diag(torch.tensor([0.0, 5.0])).requires_grad_()
+    e = torch.tensor([1.0, 0.0])
+    ours = spectral_normalize(weight, e, e, backend=backend)
+    grad = torch.ones(2, 2)
+    ours.weight_sn.backward(grad)
+    assert torch.equal(ours.weight_sn, weight)
+    assert torch.equal(weight.grad, grad)
+
+
+def test_vectors_and_gradients_may_be_strided_or_negated(backend, relative_error):
+    weight = torch.randn(6, 5).requires_grad_()
+    u, v = torch.randn(12)[::2], torch.randn(10)[::2]
+    grad = torch._neg_view(torch.randn(6, 5))
+    for n_power_iterations in (0, 1):
+        weight.grad = None
+        ours = spectral_normalize(
+            torch._neg_view(weight), u, v, n_power_iterations=n_power_iterations, backend=backend
+        )
+        ours.weight_sn.backward(grad)
+        exact = weight.detach().double().requires_grad_()
+        expected = reference.spectral_normalize(-exact, u, v, n_power_iterations=n_power_iterations)
+        expected.weight_sn.backward(grad.double())
+        assert relative_error(ours.sigma, expected.sigma) < 1e-5
+        assert relative_error(ours.weight_sn, expected.weight_sn) < 1e-5
+        assert relative_error(weight.grad, exact.grad) < 1e-5
 
 
 def test_rows_of_very_different_scale_share_one_sum(backend, relative_error):
@@ -155,7 +237,7 @@ def test_two_forwards_before_a_backward(layer):
     assert (grads[0] - grads[1]).norm() <= 1e-6 * grads[0].norm()
 
 
-def test_evaluation_writes_nothing(layer):
+def test_evaluation_writes_sigma_and_no_state(layer):
     layer.eval()
     before = {key: value.clone() for key, value in layer.state_dict().items()}
     sigma = sigmas(layer)["weight"]
@@ -165,7 +247,23 @@ def test_evaluation_writes_nothing(layer):
     _ = layer.weight
     for key, value in layer.state_dict().items():
         assert torch.equal(value, before[key])
-    assert torch.equal(sigmas(layer)["weight"], sigma)
+    assert (sigmas(layer)["weight"] - 2 * sigma).abs() < 1e-5 * sigma
+
+
+def test_sigma_is_unknown_between_a_load_and_an_access(layer):
+    trained = {key: 3 * value for key, value in layer.state_dict().items() if "bias" not in key}
+    layer.eval().load_state_dict(trained, strict=False)
+    assert sigmas(layer)["weight"].isnan()
+    weight = layer.weight
+    original = layer.parametrizations.weight.original
+    assert (sigmas(layer)["weight"] * weight - original).norm() < 1e-6 * original.norm()
+
+
+def test_a_meta_layer_can_be_normalized():
+    with torch.device("meta"):
+        layer = spectral_norm(nn.Conv2d(3, 4, 3))
+    assert layer.weight.shape == (4, 3, 3, 3)
+    assert spectral_norm(nn.Linear(4, 3)).to("meta").weight.is_meta
 
 
 def test_nothing_depends_on_a_value_on_the_host():
