@@ -7,16 +7,18 @@ from collections.abc import Sequence
 from dataclasses import replace
 from importlib.util import find_spec
 from pathlib import Path
+from tempfile import TemporaryFile
 
 import torch
 
+from . import __version__
 from .gan.training import TrainingConfig
 
 DEMO_PACKAGES = {"sklearn": "scikit-learn", "matplotlib": "matplotlib", "tqdm": "tqdm"}
 """What the extra `demo` installs: import name, distribution name."""
 
 
-def positive(text: str) -> int:
+def positive_integer(text: str) -> int:
     """An int of at least 1, for argparse."""
     number = int(text)
     if number < 1:
@@ -28,6 +30,7 @@ def build_parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(
         prog="python -m snorm_triton", description="Spectral normalization for PyTorch."
     )
+    parser.add_argument("--version", action="version", version=f"snorm_triton {__version__}")
     commands = parser.add_subparsers(dest="command", title="commands")
     demo = commands.add_parser(
         "demo",
@@ -36,7 +39,7 @@ def build_parser() -> argparse.ArgumentParser:
     )
     demo.add_argument("--output", type=Path, default=Path("demo-output"), help="folder to write to")
     demo.add_argument(
-        "--steps", type=positive, default=TrainingConfig.steps, help="generator steps"
+        "--steps", type=positive_integer, default=TrainingConfig.steps, help="generator steps"
     )
     demo.add_argument("--seed", type=int, default=0, help="seed of every random draw")
     demo.add_argument(
@@ -48,7 +51,7 @@ def build_parser() -> argparse.ArgumentParser:
     demo.add_argument("--device", default="cpu", help="where to train, as torch names it")
     demo.add_argument(
         "--threads",
-        type=positive,
+        type=positive_integer,
         default=1,
         help="CPU threads: so small a model gains little from more, and loses on a busy machine",
     )
@@ -61,10 +64,15 @@ def demo(arguments: argparse.Namespace) -> str | None:
     if missing:
         return f"the demo needs {', '.join(missing)}: pip install 'snorm-triton[demo]'"
     try:
-        torch.empty(0, device=arguments.device)
+        torch.zeros((), device=arguments.device).item()
+        torch.manual_seed(arguments.seed)
         arguments.output.mkdir(parents=True, exist_ok=True)
+        with TemporaryFile(dir=arguments.output):
+            pass
     except (RuntimeError, AssertionError) as error:
         return f"--device {arguments.device}: {error}"
+    except ValueError as error:
+        return f"--seed {arguments.seed}: {error}"
     except OSError as error:
         return f"--output {arguments.output}: {error.strerror}"
     from .gan.demo import run_demo
@@ -93,7 +101,10 @@ def main(argv: Sequence[str] | None = None) -> int | str:
     if arguments.command is None:
         parser.print_help()
         return 0
-    return demo(arguments) or 0
+    try:
+        return demo(arguments) or 0
+    except KeyboardInterrupt:
+        return "interrupted: nothing was written"
 
 
 if __name__ == "__main__":

@@ -126,7 +126,9 @@ def remove_spectral_norm(
         return module
     wrappers = [wrapper for _, wrapper in _normalized(module)]
     if not wrappers:
-        raise ValueError(f"no spectral norm is registered in {type(module).__name__}")
+        raise ValueError(
+            f"no spectral norm of snorm_triton is registered in {type(module).__name__}"
+        )
     for wrapper in wrappers:
         wrapper.remove(leave_parametrized=leave_parametrized)
     return module
@@ -158,7 +160,9 @@ def apply_spectral_norm(
 
     Raises:
         ValueError, IndexError: as :func:`spectral_norm`; then no layer has been changed.
-        TypeError: an option that :func:`spectral_norm` does not have.
+        ValueError: a name or pattern of ``exclude_names`` matches no module of the model.
+        TypeError: an option that :func:`spectral_norm` does not have, or an argument of another
+            type than it must be.
 
     Example:
         >>> model = nn.Sequential(nn.Conv2d(3, 8, 3), nn.ReLU(), nn.Flatten(), nn.LazyLinear(1))
@@ -169,6 +173,9 @@ def apply_spectral_norm(
     include = NORMALIZED_TYPES if include_types is None else _as_tuple(include_types)
     exclude = _as_tuple(exclude_types)
     patterns = (exclude_names,) if isinstance(exclude_names, str) else tuple(exclude_names)
+    _check_selection(model, include, exclude, patterns)
+    if "name" in options:
+        raise TypeError("apply_spectral_norm takes no name: it normalizes each layer's weight")
     wrappers = [
         SpectralNormWrapper(module, "weight", **options)
         for name, module in model.named_modules()
@@ -224,6 +231,7 @@ def backend_report(model: nn.Module) -> list[BackendReport]:
 
 def _normalized(model: nn.Module) -> Iterator[tuple[str, SpectralNormWrapper]]:
     """The normalized parameters of a model with their qualified names, those that wait included."""
+    _check_model(model)
     for prefix, module in list(model.named_modules()):
         names = [*getattr(module, "parametrizations", ()), *module._parameters]
         for name in names:
@@ -246,6 +254,27 @@ def _is_normalized(module: nn.Module, name: str = "weight") -> bool:
     ours_or_torch = (SpectralNormParametrization, _TorchSpectralNorm)
     parametrizations: Any = module.parametrizations
     return any(isinstance(p, ours_or_torch) for p in parametrizations[name])
+
+
+def _check_model(model: nn.Module) -> None:
+    if not isinstance(model, nn.Module):
+        raise TypeError(f"model must be a torch.nn.Module, got {type(model).__name__}")
+
+
+def _check_selection(
+    model: nn.Module, include: tuple[Any, ...], exclude: tuple[Any, ...], patterns: tuple[Any, ...]
+) -> None:
+    _check_model(model)
+    for argument, types in (("include_types", include), ("exclude_types", exclude)):
+        for layer_type in types:
+            if not isinstance(layer_type, type):
+                raise TypeError(f"{argument} must hold module types, got {layer_type!r}")
+    names = [name for name, _ in model.named_modules()]
+    for pattern in patterns:
+        if not isinstance(pattern, str):
+            raise TypeError(f"exclude_names must hold strings, got {pattern!r}")
+        if not any(fnmatchcase(name, pattern) for name in names):
+            raise ValueError(f"exclude_names: {pattern!r} matches no module of the model")
 
 
 def _as_tuple(types: Types) -> tuple[type[nn.Module], ...]:

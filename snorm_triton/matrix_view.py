@@ -87,6 +87,8 @@ def in_matrix_layout(weight: Tensor, dim: int) -> tuple[Tensor, MatrixView]:
 
 def like_weight(tensor: Tensor, weight: Tensor, view: MatrixView, dim: int) -> Tensor:
     """``tensor`` laid out in memory as the dense ``weight`` is: itself where it already is."""
+    if tensor.layout != torch.strided:  # of a sparse Embedding
+        tensor = tensor.to_dense()
     tensor = tensor.resolve_conj().resolve_neg()
     if tensor.stride() == weight.stride() or matrix_view(tensor, dim) == view:
         return tensor

@@ -33,6 +33,7 @@ DTYPES = (
     torch.complex64,
     torch.complex128,
 )
+OPTIONS = tuple(inspect.signature(SpectralNormParametrization).parameters)[1:]
 _TRANSPOSED = (nn.ConvTranspose1d, nn.ConvTranspose2d, nn.ConvTranspose3d)
 
 
@@ -69,7 +70,10 @@ class SpectralNormWrapper:
         init_on_first_forward: bool = True,
         **options: Any,
     ) -> None:
-        inspect.signature(SpectralNormParametrization).bind(None, **options)
+        if not isinstance(module, nn.Module):
+            raise TypeError(f"module must be a torch.nn.Module, got {_describe(module)}")
+        for option in options.keys() - set(OPTIONS):
+            raise TypeError(f"unknown option {option!r}; the options are {', '.join(OPTIONS)}")
         self.module = module
         self.name = name
         self.init_on_first_forward = init_on_first_forward
@@ -91,7 +95,7 @@ class SpectralNormWrapper:
     def sigma(self) -> Tensor:
         """The last sigma, shape (); where stacked, their product. LookupError before ``attach``."""
         if not self.parametrizations:
-            raise LookupError(f"no spectral norm is registered on {self._where()}")
+            raise LookupError(f"no spectral norm of snorm_triton is registered on {self._where()}")
         return torch.stack([p.sigma for p in self.parametrizations]).prod()
 
     def check(self) -> None:
@@ -140,7 +144,7 @@ class SpectralNormWrapper:
         """
         deferred = self._deferred()
         if not self.parametrizations and not deferred:
-            raise ValueError(f"no spectral norm is registered on {self._where()}")
+            raise ValueError(f"no spectral norm of snorm_triton is registered on {self._where()}")
         for waiting in deferred:
             waiting.cancel()
         if self.parametrizations:
@@ -175,7 +179,7 @@ class SpectralNormWrapper:
         if tensor is None:
             raise ValueError(
                 f"name={self.name!r} is not a parameter of {type(self.module).__name__}; it has "
-                f"{', '.join(self.module._parameters) or 'none'}"
+                f"{', '.join(self.module._parameters) or 'none'}{self._hook_in_the_way()}"
             )
         return tensor
 
@@ -185,8 +189,19 @@ class SpectralNormWrapper:
             return dim
         return 1 if isinstance(self.module, _TRANSPOSED) and tensor.ndim > 1 else 0
 
+    def _hook_in_the_way(self) -> str:
+        """What to say where a legacy hook, such as that of weight_norm, computes the parameter."""
+        for hook in self.module._forward_pre_hooks.values():
+            if getattr(hook, "name", None) == self.name:
+                return f" (a {type(hook).__name__} hook computes {self.name!r}: remove that first)"
+        return ""
+
     def _where(self) -> str:
         return f"parameter {self.name!r} of {type(self.module).__name__}"
+
+
+def _describe(value: object) -> str:
+    return f"the class {value.__name__}" if isinstance(value, type) else type(value).__name__
 
 
 class _Deferred:

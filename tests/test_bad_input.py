@@ -2,10 +2,17 @@
 
 import pytest
 import torch
+import torch.nn.utils as legacy
 from torch import nn
 from torch.nn.utils import parametrizations, parametrize
 
-from snorm_triton import apply_spectral_norm, remove_spectral_norm, sigmas, spectral_norm
+from snorm_triton import (
+    apply_spectral_norm,
+    backend_report,
+    remove_spectral_norm,
+    sigmas,
+    spectral_norm,
+)
 from snorm_triton.functional import spectral_normalize
 
 
@@ -115,6 +122,48 @@ def test_the_triton_backend_says_why_it_cannot_run_here(monkeypatch):
     assert not parametrize.is_parametrized(layer)
 
 
+@pytest.mark.parametrize(
+    ("call", "error", "match"),
+    [
+        (lambda: spectral_norm(torch.randn(2, 2)), TypeError, "module must be .*got Tensor"),
+        (lambda: spectral_norm(nn.Linear), TypeError, "module must be .*the class Linear"),
+        (lambda: remove_spectral_norm("x"), TypeError, "module must be .*got str"),
+        (lambda: apply_spectral_norm([nn.Linear(2, 2)]), TypeError, "model must be .*got list"),
+        (lambda: sigmas("x"), TypeError, "model must be .*got str"),
+        (lambda: backend_report(None), TypeError, "model must be .*got NoneType"),
+        (lambda: spectral_norm(nn.Linear(2, 2), n_iter=3), TypeError, "n_iter"),
+    ],
+)
+def test_a_wrong_type_is_named(call, error, match):
+    with pytest.raises(error, match=match):
+        call()
+
+
+@pytest.mark.parametrize(
+    ("options", "error", "match"),
+    [
+        ({"include_types": "Linear"}, TypeError, "include_types must hold module types"),
+        ({"exclude_types": [nn.Linear(2, 2)]}, TypeError, "exclude_types must hold module types"),
+        ({"exclude_names": [nn.Linear]}, TypeError, "exclude_names must hold strings"),
+        ({"exclude_names": ["0", "head"]}, ValueError, "exclude_names: 'head' matches no module"),
+        ({"name": "bias"}, TypeError, "takes no name"),
+        ({"n_iter": 2}, TypeError, "unknown option 'n_iter'; the options are n_power_iterations"),
+    ],
+)
+def test_a_wrong_selection_is_named(options, error, match):
+    model = nn.Sequential(nn.Linear(3, 3))
+    with pytest.raises(error, match=match):
+        apply_spectral_norm(model, **options)
+    assert sigmas(model) == {}
+
+
+@pytest.mark.parametrize("norm", [legacy.spectral_norm, legacy.weight_norm])
+@pytest.mark.filterwarnings("ignore:.*weight_norm.* is deprecated:FutureWarning")
+def test_a_legacy_hook_in_the_way_is_named(norm):
+    with pytest.raises(ValueError, match=r"hook computes 'weight': remove that first"):
+        spectral_norm(norm(nn.Linear(3, 2)))
+
+
 def test_apply_changes_no_layer_if_one_is_refused():
     model = nn.Sequential(nn.Linear(3, 3), nn.Sequential(integer_layer()))
     with pytest.raises(ValueError, match="int8"):
@@ -129,7 +178,7 @@ def test_apply_changes_no_layer_if_one_is_refused():
 @pytest.mark.parametrize("recursive", [True, False])
 def test_removal_where_nothing_is_registered(recursive):
     layer = parametrizations.spectral_norm(nn.Linear(3, 2))
-    with pytest.raises(ValueError, match="no spectral norm is registered"):
+    with pytest.raises(ValueError, match="no spectral norm of snorm_triton"):
         remove_spectral_norm(layer, recursive=recursive)
     assert parametrize.is_parametrized(layer)
 

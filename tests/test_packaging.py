@@ -34,6 +34,7 @@ INSTALL_ROOT = Path(snorm_triton.__file__).resolve().parent.parent
 
 NORMALIZE_A_LAYER = """
 import torch, snorm_triton
+torch.manual_seed(0)
 layer = snorm_triton.spectral_norm(torch.nn.Linear(4, 3), n_power_iterations=50)
 assert abs(torch.linalg.matrix_norm(layer.weight, 2).item() - 1) < 1e-4
 """

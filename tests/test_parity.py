@@ -135,6 +135,19 @@ def test_one_dimensional_parameters_match_torch(relative_error):
     assert relative_error(*grads) < 1e-6
 
 
+def test_a_sparse_embedding_matches_torch(backend, relative_error):
+    grads = []
+    for norm, options in (
+        (spectral_norm, {"backend": backend}),
+        (parametrizations.spectral_norm, {}),
+    ):
+        torch.manual_seed(9)
+        layer = norm(torch.nn.Embedding(7, 4, sparse=True), **options)
+        layer(torch.tensor([1, 2, 2])).square().sum().backward()
+        grads.append(layer.parametrizations.weight.original.grad)
+    assert relative_error(*grads) < 1e-6
+
+
 def test_stacking_matches_torch(backend, relative_error):
     torch.manual_seed(7)
     ours = torch.nn.Linear(4, 3)
