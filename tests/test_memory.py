@@ -1,0 +1,41 @@
+"""On torch, a training access allocates one tensor of the weight's size forward, one backward."""
+
+import torch
+from torch.utils._python_dispatch import TorchDispatchMode
+from torch.utils._pytree import tree_leaves
+
+from snorm_triton import spectral_norm
+
+
+class FreshTensors(TorchDispatchMode):
+    """Collects the operations that return fresh memory for ``numel`` elements or more."""
+
+    def __init__(self, numel):
+        super().__init__()
+        self.numel = numel
+        self.operations = []
+
+    def __torch_dispatch__(self, operation, types, args=(), kwargs=None):
+        result = operation(*args, **(kwargs or {}))
+        known = {storage_of(x) for x in tree_leaves((args, kwargs)) if isinstance(x, torch.Tensor)}
+        for x in tree_leaves(result):
+            is_large = isinstance(x, torch.Tensor) and x.numel() >= self.numel
+            if is_large and storage_of(x) not in known:
+                self.operations.append(str(operation))
+        return result
+
+
+def storage_of(tensor):
+    return tensor.untyped_storage().data_ptr()
+
+
+def test_one_weight_sized_allocation_each_way(layer_kind):
+    layer = spectral_norm(layer_kind.make(), layer_kind.parameter, backend="torch")
+    original = layer.parametrizations[layer_kind.parameter].original
+    grad = torch.randn_like(original)
+    with FreshTensors(original.numel()) as forward:
+        weight = getattr(layer, layer_kind.parameter)
+    with FreshTensors(original.numel()) as backward:
+        torch.autograd.grad(weight, original, grad)
+    assert forward.operations == ["aten.div.Tensor"]
+    assert backward.operations == ["aten.div.Tensor"]
