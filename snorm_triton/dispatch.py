@@ -6,12 +6,13 @@ import os
 from collections.abc import Callable
 from functools import lru_cache
 from importlib.util import find_spec
-from typing import NamedTuple
+from types import ModuleType
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
 
-from . import eager
+from . import eager, host
 
 BACKENDS = ("auto", "triton", "torch")
 ENVIRONMENT_VARIABLE = "SNORM_TRITON_BACKEND"
@@ -28,12 +29,17 @@ class Choice(NamedTuple):
 
 
 class Operations(NamedTuple):
-    """The operations every backend provides, with the signatures of :mod:`snorm_triton.eager`."""
+    """The operations every backend provides, with the signatures of :mod:`snorm_triton.eager`.
 
-    power_step: Callable[..., tuple[Tensor, Tensor, Tensor]]
-    estimate: Callable[..., tuple[Tensor, Tensor, Tensor]]
+    The last two take a list of the arguments of the one of their name, of weights of one device
+    and dtype, and return a list.
+    """
+
+    normalize: Callable[..., tuple[Tensor, Tensor, Tensor, Tensor]]
     rescale: Callable[..., Tensor]
     rescale_backward: Callable[..., Tensor]
+    foreach_normalize: Callable[..., list[tuple[Tensor, Tensor, Tensor, Tensor]]]
+    foreach_rescale_backward: Callable[..., list[Tensor]]
 
 
 def select(weight: Tensor, backend: str = "auto") -> Choice:
@@ -66,21 +72,38 @@ def select(weight: Tensor, backend: str = "auto") -> Choice:
     return Choice("triton", f"a {weight.dtype} weight on {weight.device.type}")
 
 
-def operations(backend: str) -> Operations:
-    """The operations of ``backend`` as :func:`select` names it; Triton is imported here at last."""
-    return _triton_operations() if backend == "triton" else _EAGER
+def operations(weight: Tensor, backend: str = "auto") -> Operations:
+    """The operations of the backend that :func:`select` chooses; Triton is imported here at last."""
+    if select(weight, backend).backend == "triton":
+        return _triton_operations()
+    return _HOST if host.takes(weight) else _EAGER
 
 
-_EAGER = Operations(eager.power_step, eager.estimate, eager.rescale, eager.rescale_backward)
+def _one_by_one(operations: ModuleType) -> Operations:
+    """A backend with no better way to take many weights."""
+
+    def each(operation: Callable[..., Any]) -> Callable[..., list[Any]]:
+        return lambda calls: [operation(*call) for call in calls]
+
+    return Operations(
+        operations.normalize,
+        operations.rescale,
+        operations.rescale_backward,
+        each(operations.normalize),
+        each(operations.rescale_backward),
+    )
+
+
+_EAGER = _one_by_one(eager)
+_HOST = _one_by_one(host)
 
 
 @lru_cache(maxsize=1)
 def _triton_operations() -> Operations:
-    from .kernels.estimate import estimate
-    from .kernels.power_step import power_step
+    from .kernels.normalize import normalize
     from .kernels.rescale import rescale, rescale_backward
 
-    return Operations(power_step, estimate, rescale, rescale_backward)
+    return Operations(normalize, rescale, rescale_backward)
 
 
 def _triton_refusal(weight: Tensor, forced: bool) -> str | None:

@@ -1,8 +1,8 @@
 """The operations in plain torch: every device, every floating or complex dtype.
 
 Every function takes a dense weight with its :class:`MatrixView`, ``u`` of shape (M,), ``v`` of
-shape (N,) in logical column order, and ``sigma`` of shape (); it writes no argument and never
-synchronises with the host. ``kernels/`` holds the same operations in Triton.
+shape (N,) in logical column order, and ``sigma`` of shape (); it never synchronises with the host.
+``kernels/`` holds the same operations in Triton, ``host.py`` for plain CPU tensors.
 """
 
 from __future__ import annotations
@@ -14,6 +14,31 @@ from torch import Tensor
 from .matrix_view import MatrixView
 
 
+def normalize(
+    weight: Tensor,
+    view: MatrixView,
+    u: Tensor,
+    v: Tensor,
+    n_power_iterations: int,
+    eps: float,
+    dtype: torch.dtype,
+    buffers: tuple[Tensor, ...] = (),
+) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+    """``weight / sigma`` in ``dtype`` and the weight's layout, and the u, v and sigma it took.
+
+    Those of :func:`power_step`, or without iterations of :func:`estimate`; all of them fresh.
+    ``buffers`` are overwritten: none, (sigma,), or (u, v, sigma).
+    """
+    if n_power_iterations > 0:
+        u, v, sigma = power_step(weight, view, u, v, n_power_iterations)
+    else:
+        u, v, sigma = estimate(weight, view, u, v, eps)
+    if buffers:
+        sigma_written = sigma.abs() if sigma.is_complex() else sigma
+        torch._foreach_copy_(list(buffers), [u, v, sigma_written][-len(buffers) :])
+    return rescale(weight, sigma, dtype), u, v, sigma
+
+
 def power_step(
     weight: Tensor, view: MatrixView, u: Tensor, v: Tensor, n_power_iterations: int
 ) -> tuple[Tensor, Tensor, Tensor]:
@@ -22,12 +47,12 @@ def power_step(
     A step whose sigma is zero or not finite leaves u and v as they were; its sigma says which it
     was.
     """
-    weight = _in_dtype_of(weight, u)
+    operand = view.operand(in_dtype_of(weight, u))
     v = view.columns_to_memory(v)
     sigma = u.new_zeros(())
     for _ in range(n_power_iterations):
-        t, _ = _normalize(_matvec(weight, view, v))
-        s, sigma = _normalize(_matvec_transposed(weight, view, t))
+        t, _ = _normalize(matvec(operand, v))
+        s, sigma = _normalize(matvec_transposed(operand, t))
         good = (sigma > 0) & (sigma < float("inf"))
         u = torch.where(good, t, u)
         v = torch.where(good, s, v)
@@ -39,13 +64,13 @@ def estimate(
 ) -> tuple[Tensor, Tensor, Tensor]:
     """``u / |u|``, ``v / |v|`` and sigma = u^T W v of these: right for averaged u and v too."""
     u, v = F.normalize(u, dim=0, eps=eps), F.normalize(v, dim=0, eps=eps)
-    t = _matvec(_in_dtype_of(weight, u), view, view.columns_to_memory(v))
+    t = matvec(view.operand(in_dtype_of(weight, u)), view.columns_to_memory(v))
     return u, v, torch.vdot(u, t)
 
 
-def rescale(weight: Tensor, sigma: Tensor) -> Tensor:
-    """``weight / sigma`` in the weight's dtype and layout; divided by 1 where sigma is zero."""
-    return (_in_dtype_of(weight, sigma) / nonzero(sigma)).to(weight.dtype)
+def rescale(weight: Tensor, sigma: Tensor, dtype: torch.dtype) -> Tensor:
+    """``weight / sigma`` in ``dtype`` and the weight's layout; divided by 1 where sigma is zero."""
+    return (in_dtype_of(weight, sigma) / nonzero(sigma)).to(dtype)
 
 
 def rescale_backward(
@@ -62,14 +87,14 @@ def rescale_backward(
     ``grad`` is laid out in memory as the weight; ``grad_sigma`` has shape () or is absent.
     """
     divisor = nonzero(sigma)
-    wide_grad = _in_dtype_of(grad, u)
-    inner = torch.dot(view.flat(_in_dtype_of(weight, u)), view.flat(wide_grad))
+    wide_grad = in_dtype_of(grad, u)
+    inner = torch.dot(view.flat(in_dtype_of(weight, u)), view.flat(wide_grad))
     # A weight whose sigma is zero was divided by 1, whatever it is.
     coefficient = torch.where(sigma == divisor, -(inner / divisor) / divisor, 0)
     if grad_sigma is not None:
         coefficient = coefficient + grad_sigma
     grad_weight = wide_grad / divisor
-    _add_outer_(grad_weight, view, coefficient * u, view.columns_to_memory(v))
+    _add_outer_(view.operand(grad_weight), coefficient * u, view.columns_to_memory(v))
     return grad_weight.to(weight.dtype)
 
 
@@ -78,47 +103,47 @@ def nonzero(sigma: Tensor) -> Tensor:
     return torch.where(sigma.abs() < torch.finfo(sigma.dtype).tiny, 1, sigma)
 
 
-def _in_dtype_of(tensor: Tensor, state: Tensor) -> Tensor:
+def in_dtype_of(tensor: Tensor, state: Tensor) -> Tensor:
     """Half precision is computed in the dtype of u, v and sigma: float32 or more."""
     return tensor if tensor.dtype == state.dtype else tensor.to(state.dtype)
 
 
-def _normalize(x: Tensor) -> tuple[Tensor, Tensor]:
-    """``x / |x|`` and ``|x|``, such that no square leaves the dtype's range; zero stays zero."""
-    tiny = torch.finfo(x.dtype).tiny
+def norm(x: Tensor) -> Tensor:
+    """``|x|`` in float64 where there is one, such that no square leaves the dtype's range."""
     wide = torch.promote_types(x.dtype, torch.float64)
     if wide != x.dtype and x.device.type != "mps":
-        norm = torch.linalg.vector_norm(x, dtype=wide)
-        return x / norm.clamp_min(tiny), norm
+        return torch.linalg.vector_norm(x, dtype=wide)
     # Nothing wider is at hand: take the norm over the largest magnitude.
-    largest = torch.linalg.vector_norm(x, float("inf")).clamp_min(tiny)
-    x = x / largest
-    norm = torch.linalg.vector_norm(x)
-    return x / norm.clamp_min(tiny), norm * largest
+    largest = torch.linalg.vector_norm(x, float("inf")).clamp_min(torch.finfo(x.dtype).tiny)
+    return torch.linalg.vector_norm(x / largest) * largest
 
 
-def _matvec(weight: Tensor, view: MatrixView, v: Tensor) -> Tensor:
+def _normalize(x: Tensor) -> tuple[Tensor, Tensor]:
+    """``x / |x|`` and ``|x|``; zero stays zero."""
+    length = norm(x)
+    return x / length.clamp_min(torch.finfo(x.dtype).tiny), length
+
+
+def matvec(operand: Tensor, v: Tensor) -> Tensor:
     """``W v`` of shape (M,), for ``v`` of shape (N,) in memory column order."""
-    matrix = view.matrix(weight)
-    if matrix is not None:
-        return torch.mv(matrix, v)
-    return torch.bmm(view.blocks(weight), v.view(view.P, view.Q, 1)).sum(0).squeeze(1)
+    if operand.ndim == 2:
+        return torch.mv(operand, v)
+    P, _, Q = operand.shape
+    return torch.bmm(operand, v.view(P, Q, 1)).sum(0).squeeze(1)
 
 
-def _matvec_transposed(weight: Tensor, view: MatrixView, u: Tensor) -> Tensor:
+def matvec_transposed(operand: Tensor, u: Tensor) -> Tensor:
     """``W^H u`` of shape (N,) in memory column order, for ``u`` of shape (M,)."""
-    matrix = view.matrix(weight)
-    if matrix is not None:
-        return torch.mv(matrix.mH, u)
-    rows = u.conj().expand(view.P, 1, view.M)
-    return torch.bmm(rows, view.blocks(weight)).view(-1).conj()
+    if operand.ndim == 2:
+        return torch.mv(operand.mH, u)
+    P, M, _ = operand.shape
+    return torch.bmm(u.conj().expand(P, 1, M), operand).view(-1).conj()
 
 
-def _add_outer_(tensor: Tensor, view: MatrixView, a: Tensor, b: Tensor) -> None:
+def _add_outer_(operand: Tensor, a: Tensor, b: Tensor) -> None:
     """Add ``a b^T`` in place: ``a`` of shape (M,), ``b`` of shape (N,) in memory column order."""
-    matrix = view.matrix(tensor)
-    if matrix is not None:
-        matrix.addr_(a, b)
+    if operand.ndim == 2:
+        operand.addr_(a, b)
     else:
-        column = a.view(1, view.M, 1).expand(view.P, view.M, 1)
-        view.blocks(tensor).baddbmm_(column, b.view(view.P, 1, view.Q))
+        P, M, Q = operand.shape
+        operand.baddbmm_(a.view(1, M, 1).expand(P, M, 1), b.view(P, 1, Q))

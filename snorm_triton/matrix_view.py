@@ -51,17 +51,16 @@ class MatrixView:
         """The dense ``weight`` as a vector in memory order, a view."""
         return weight.as_strided((self.N * self.M,), (1,))
 
-    def blocks(self, weight: Tensor) -> Tensor:
-        """The dense ``weight`` as (P, M, Q), a view."""
-        return weight.as_strided((self.P, self.M, self.Q), (self.M * self.Q, self.Q, 1))
+    def operand(self, weight: Tensor) -> Tensor:
+        """The dense ``weight`` as (M, N) in memory column order where strides allow, or (P, M, Q).
 
-    def matrix(self, weight: Tensor) -> Tensor | None:
-        """The dense ``weight`` as (M, N) in memory column order, a view where strides allow one."""
+        A view, for the matrix products of a library.
+        """
         if self.P == 1:
             return weight.as_strided((self.M, self.Q), (self.Q, 1))
         if self.Q == 1:
             return weight.as_strided((self.M, self.P), (1, self.M))
-        return None
+        return weight.as_strided((self.P, self.M, self.Q), (self.M * self.Q, self.Q, 1))
 
 
 def matrix_view(weight: Tensor, dim: int) -> MatrixView | None:

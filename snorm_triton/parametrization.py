@@ -11,7 +11,13 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.nn.utils.parametrize import ParametrizationList
 
-from .functional import l2_normalize, matrix_shape, spectral_normalize, state_dtype
+from .functional import (
+    l2_normalize,
+    matrix_shape,
+    normalize,
+    spectral_normalize,
+    state_dtype,
+)
 
 WARM_UP_ITERATIONS = 15
 
@@ -105,29 +111,28 @@ class SpectralNormParametrization(nn.Module):
         iterates = self.training or self.power_iter_on_eval
         if weight.ndim == 1:
             weight_sn, sigma = l2_normalize(weight, self.eps)
-            self._write((self._sigma,), (sigma,))
+            with torch.no_grad():
+                self._sigma.copy_(sigma)
             return weight_sn
+        buffers = self._buffers
+        u, v, sigma = buffers["_u"], buffers["_v"], buffers["_sigma"]
+        assert u is not None and v is not None and sigma is not None
+        if iterates:
+            written: tuple[Tensor, ...] = (u, v, sigma)
+        else:  # a compiled evaluation is pure
+            written = () if torch.compiler.is_compiling() else (sigma,)
         dtype = state_dtype(weight)
-        normalized = spectral_normalize(
+        return normalize(
             weight,
-            self._u.to(dtype),
-            self._v.to(dtype),
+            u if u.dtype == dtype else u.to(dtype),
+            v if v.dtype == dtype else v.to(dtype),
             dim=self.dim,
             n_power_iterations=self.n_power_iterations if iterates else 0,
             eps=self.eps,
+            dtype=None,
             backend=self.backend,
-        )
-        sigma = normalized.sigma.abs() if weight.is_complex() else normalized.sigma
-        if iterates:
-            self._write((self._u, self._v, self._sigma), (normalized.u, normalized.v, sigma))
-        elif not torch.compiler.is_compiling():  # a compiled evaluation is pure
-            self._write((self._sigma,), (sigma,))
-        return normalized.weight_sn
-
-    @staticmethod
-    def _write(state: tuple[Tensor, ...], values: tuple[Tensor, ...]) -> None:
-        with torch.no_grad():
-            torch._foreach_copy_(list(state), list(values))
+            buffers=written,
+        ).weight_sn
 
     def right_inverse(self, value: Tensor) -> Tensor:
         """The value itself: assigning to the parameter sets the weight before normalization."""

@@ -69,7 +69,8 @@ def test_vectors_go_to_memory_order_and_back(shape, data):
     weight, view = in_matrix_layout(permuted(shape, order), dim)
     v = torch.arange(float(view.N))
     assert torch.equal(view.columns_to_logical(view.columns_to_memory(v)), v)
-    first_row = view.blocks(weight)[:, 0].reshape(-1)
+    operand = view.operand(weight)
+    first_row = operand[0] if operand.ndim == 2 else operand[:, 0].reshape(-1)
     assert torch.equal(view.columns_to_logical(first_row), as_matrix(weight, dim)[0])
 
 
