@@ -9,9 +9,19 @@ PERSISTENT_PROGRAMS = 264  # two for each of the 132 multiprocessors of an H100
 WIDEST_ROW = 16384  # elements of a plain float32 row that one program can hold on chip
 SECTOR = 8  # float32 elements of the 32 bytes that memory moves at a time
 
+SMALL = 16384  # float32 elements that one program takes in one launch
+
 ELEMENTWISE_BLOCK = 4096
 DOT_BLOCK = 4096
+DOT_PROGRAMS = 256
 VECTOR_BLOCK = 256
+
+
+class SmallTile(NamedTuple):
+    """A tile that holds the whole matrix."""
+
+    BLOCK_M: int
+    BLOCK_N: int
 
 
 class RowTile(NamedTuple):
@@ -49,11 +59,18 @@ def holds_whole_rows(P: int, Q: int, K: int, itemsize: int) -> bool:
     return widest >= P * Q and (P == 1 or Q >= SECTOR)
 
 
-def row_tile(M: int, N: int, itemsize: int, warp_size: int) -> RowTile:
+def small_tile(M: int, N: int, itemsize: int) -> SmallTile | None:
+    """The tile of the one-launch kernels; None for a weight that is too large for one program."""
+    tile = SmallTile(next_power_of_two(M), next_power_of_two(N))
+    elements = tile.BLOCK_M * tile.BLOCK_N * (itemsize // 4) ** 2
+    return tile if elements <= SMALL else None
+
+
+def row_tile(M: int, N: int, itemsize: int, warp_size: int, max_programs: int) -> RowTile:
     """The tile of ``power_rows``: whole rows, persistent programs; the accumulator's itemsize."""
     block_n = max(16, next_power_of_two(N))
     rows = min(max(1, 32768 // itemsize // block_n), 16, next_power_of_two(M))
-    programs = min(ceil_div(M, rows), PERSISTENT_PROGRAMS)
+    programs = min(ceil_div(M, rows), PERSISTENT_PROGRAMS, max_programs)
     return RowTile(rows, block_n, programs, warps(rows * block_n, itemsize, warp_size))
 
 

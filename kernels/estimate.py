@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import torch
 import triton
 import triton.language as tl
 from torch import Tensor
@@ -25,13 +24,14 @@ def row_block_dots(
     C,
     Q: tl.constexpr,
     K: tl.constexpr,
+    PLAIN: tl.constexpr,
     R: tl.constexpr,
     BLOCK_N: tl.constexpr,
 ):
     """This program's rows' share of u^T W v."""
     pid = tl.program_id(0)
     m = pid * R + tl.arange(0, R)
-    t = row_products(weight_ptr, v_ptr, m, M, N, C, Q, K, R, BLOCK_N)
+    t = row_products(weight_ptr, v_ptr, m, M, N, C, Q, K, PLAIN, R, BLOCK_N)
     u = tl.load(u_ptr + m, mask=m < M, other=0.0)
     # Rows past the last are zero in both; a NaN row must stay one.
     tl.store(dot_ptr + pid, tl.sum(u * t, axis=0))
@@ -45,6 +45,7 @@ def finish_estimate(
     unit_u_ptr,  # [M], out
     unit_v_ptr,  # [N], out
     sigma_ptr,  # [], out
+    live_sigma_ptr,  # [], out too
     programs,
     M,
     N,
@@ -58,7 +59,9 @@ def finish_estimate(
     for start in range(0, programs, BLOCK):
         i = start + tl.arange(0, BLOCK)
         total += tl.load(dot_ptr + i, mask=i < programs, other=0.0)
-    tl.store(sigma_ptr, tl.sum(total, axis=0) * reciprocal(u_norm) * reciprocal(v_norm))
+    sigma = tl.sum(total, axis=0) * reciprocal(u_norm) * reciprocal(v_norm)
+    tl.store(sigma_ptr, sigma)
+    tl.store(live_sigma_ptr, sigma)
     store_scaled(unit_u_ptr, u_ptr, reciprocal(u_norm), M, BLOCK)
     store_scaled(unit_v_ptr, v_ptr, reciprocal(v_norm), N, BLOCK)
 
@@ -84,40 +87,45 @@ def store_scaled(out_ptr, x_ptr, factor, size, BLOCK: tl.constexpr):
         tl.store(out_ptr + i, x * factor, mask=i < size)
 
 
-def estimate(
-    weight: Tensor, view: MatrixView, u: Tensor, v: Tensor, eps: float
-) -> tuple[Tensor, Tensor, Tensor]:
-    """As :func:`snorm_triton.eager.estimate`."""
-    M, N, Q = view.M, view.N, 0 if view.P == 1 else view.Q
+def launch_estimate(
+    weight: Tensor,
+    view: MatrixView,
+    u: Tensor,
+    v: Tensor,
+    eps: float,
+    unit_u: Tensor,
+    unit_v: Tensor,
+    sigma: Tensor,
+    live_sigma: Tensor,
+) -> None:
+    """Write the last four, of shapes (M,), (N,), () and (), in two launches."""
+    M, N = view.M, view.N
     tile = chunk_tile(M, u.element_size(), launch.warp_size(u.device))
-    dots, sigma = u.new_empty(tile.programs), u.new_empty(())
-    unit_u, unit_v = torch.empty_like(u), torch.empty_like(v)
-    with launch.on_device_of(weight):
-        row_block_dots[(tile.programs,)](
-            weight_ptr=weight,
-            u_ptr=u,
-            v_ptr=v,
-            dot_ptr=dots,
-            M=M,
-            N=N,
-            C=view.C,
-            Q=Q,
-            K=view.K,
-            R=tile.R,
-            BLOCK_N=tile.BLOCK_N,
-            num_warps=tile.num_warps,
-        )
-        finish_estimate[(1,)](
-            u_ptr=u,
-            v_ptr=v,
-            dot_ptr=dots,
-            unit_u_ptr=unit_u,
-            unit_v_ptr=unit_v,
-            sigma_ptr=sigma,
-            programs=tile.programs,
-            M=M,
-            N=N,
-            eps=eps,
-            BLOCK=4 * VECTOR_BLOCK,
-        )
-    return unit_u, unit_v, sigma
+    dots = u.new_empty(tile.programs)
+    row_block_dots[(tile.programs,)](
+        weight_ptr=weight,
+        u_ptr=u,
+        v_ptr=v,
+        dot_ptr=dots,
+        M=M,
+        N=N,
+        C=view.C,
+        **launch.layout_of(view),
+        R=tile.R,
+        BLOCK_N=tile.BLOCK_N,
+        num_warps=tile.num_warps,
+    )
+    finish_estimate[(1,)](
+        u_ptr=u,
+        v_ptr=v,
+        dot_ptr=dots,
+        unit_u_ptr=unit_u,
+        unit_v_ptr=unit_v,
+        sigma_ptr=sigma,
+        live_sigma_ptr=live_sigma,
+        programs=tile.programs,
+        M=M,
+        N=N,
+        eps=eps,
+        BLOCK=4 * VECTOR_BLOCK,
+    )

@@ -7,22 +7,19 @@ import triton.language as tl
 
 
 @triton.jit
-def weight_offset(m, n, M, N, Q: tl.constexpr):
-    """The element W[m, n] in memory, n a memory column; Q is 0 where P = 1. int64."""
-    if Q == 0:
+def weight_offset(m, n, M, N, Q, PLAIN: tl.constexpr):
+    """The element W[m, n] in memory, n a memory column; PLAIN says that P = 1. int64."""
+    if PLAIN:
         return m.to(tl.int64) * N + n
     else:
         return ((n // Q).to(tl.int64) * M + m) * Q + n % Q
 
 
 @triton.jit
-def logical_column(n, C, K: tl.constexpr):
+def logical_column(n, C, K):
     """The logical column of memory column n: memory holds (A, K, C), torch (A, C, K)."""
-    if K == 1:
-        return n
-    else:
-        run = n % (K * C)
-        return n - run + (run % C) * K + run // C
+    run = n % (K * C)
+    return n - run + (run % C) * K + run // C
 
 
 @triton.jit

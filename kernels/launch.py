@@ -1,4 +1,4 @@
-"""Where a kernel is launched."""
+"""Where a kernel is launched, and what every launch says of the weight's layout."""
 
 from __future__ import annotations
 
@@ -7,14 +7,23 @@ from contextlib import AbstractContextManager, nullcontext
 import torch
 from torch import Tensor
 
+from ..matrix_view import MatrixView
+
 
 def on_device_of(tensor: Tensor) -> AbstractContextManager[object]:
     """Make the tensor's device the current one: Triton launches there. Nothing to do on the CPU."""
-    if tensor.device.type == "cpu":
+    device = tensor.device
+    if device.type == "cpu" or device.index == torch.accelerator.current_device_index():
         return nullcontext()
-    return torch.accelerator.device_index(tensor.device.index)
+    return torch.accelerator.device_index(device.index)
 
 
 def warp_size(device: torch.device) -> int:
     """Threads in a warp: 64 on ROCm's data-center devices, 32 elsewhere."""
     return 64 if device.type == "cuda" and torch.version.hip is not None else 32
+
+
+def layout_of(view: MatrixView) -> dict[str, int | bool]:
+    """The constexprs by which kernels index: Q is 0 where P = 1, so that no N compiles anew."""
+    plain = view.P == 1
+    return {"Q": 0 if plain else view.Q, "K": view.K, "PLAIN": plain}

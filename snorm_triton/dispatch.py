@@ -100,10 +100,14 @@ _HOST = _one_by_one(host)
 
 @lru_cache(maxsize=1)
 def _triton_operations() -> Operations:
+    from .kernels.gradient import rescale_backward
     from .kernels.normalize import normalize
-    from .kernels.rescale import rescale, rescale_backward
+    from .kernels.rescale import rescale
 
-    return Operations(normalize, rescale, rescale_backward)
+    def each(operation):
+        return lambda calls: [operation(*call) for call in calls]
+
+    return Operations(normalize, rescale, rescale_backward, each(normalize), each(rescale_backward))
 
 
 def _triton_refusal(weight: Tensor, forced: bool) -> str | None:

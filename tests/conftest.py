@@ -121,18 +121,26 @@ INTERPRETED = (
 
 # cuDNN says so of any LSTM whose weights are computed.
 ON_GPU = (pytest.mark.gpu, pytest.mark.filterwarnings("ignore:RNN module weights:UserWarning"))
+# The kernels take a small weight in one launch, and by another way in several: the tests, whose
+# weights are small, run both.
 BACKENDS = [
     "torch",
     pytest.param("triton", marks=INTERPRETED, id="triton"),
+    pytest.param("triton large", marks=INTERPRETED, id="triton-large"),
     pytest.param("gpu", marks=ON_GPU, id="triton-on-gpu"),
+    pytest.param("gpu large", marks=ON_GPU, id="triton-large-on-gpu"),
 ]
 
 
 @pytest.fixture(params=BACKENDS)
-def backend(request: pytest.FixtureRequest) -> Iterator[str]:
+def backend(
+    request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch
+) -> Iterator[str]:
     """torch on the CPU; the kernels interpreted there; the kernels on a GPU, all tensors there."""
-    if request.param != "gpu":
-        yield request.param
+    if "large" in request.param:
+        monkeypatch.setattr("snorm_triton.kernels.config.SMALL", 0)
+    if "gpu" not in request.param:
+        yield request.param.removesuffix(" large")
         return
     device = torch.accelerator.current_accelerator(check_available=True)
     if device is None:

@@ -1,0 +1,141 @@
+"""The gradient of W / sigma: one pass for <grad, W>, one for the result."""
+
+from __future__ import annotations
+
+import triton
+import triton.language as tl
+
+from .indexing import divisor_of, logical_column, reciprocal
+
+
+@triton.jit
+def grad_dot(
+    grad_ptr,  # [numel]
+    weight_ptr,  # [numel]
+    partial_ptr,  # [programs], out
+    numel,
+    BLOCK: tl.constexpr,
+):
+    """This program's share of <grad, weight>; a program takes every num_programs-th block."""
+    share = dot_share(
+        grad_ptr,
+        weight_ptr,
+        tl.program_id(0),
+        tl.num_programs(0),
+        numel,
+        partial_ptr.dtype.element_ty,
+        BLOCK,
+    )
+    tl.store(partial_ptr + tl.program_id(0), share)
+
+
+@triton.jit
+def grad_apply(
+    grad_ptr,  # [rows, columns]
+    grad_sigma_ptr,  # [], read where HAS_GRAD_SIGMA
+    partial_ptr,  # [programs]
+    u_ptr,  # [M]
+    v_ptr,  # [N], logical
+    sigma_ptr,  # []
+    out_ptr,  # [rows, columns], out
+    programs,
+    rows,
+    columns,
+    C,
+    Q: tl.constexpr,
+    K: tl.constexpr,
+    PLAIN: tl.constexpr,
+    HAS_GRAD_SIGMA: tl.constexpr,
+    PROGRAMS: tl.constexpr,
+    R: tl.constexpr,
+    BLOCK_N: tl.constexpr,
+):
+    """(grad - <grad, W> / sigma u v^T) / sigma + grad_sigma u v^T, in two dimensions of memory."""
+    i = tl.arange(0, PROGRAMS)
+    inner = tl.sum(tl.load(partial_ptr + i, mask=i < programs, other=0.0), axis=0)
+    inverse, coefficient = factors(inner, sigma_ptr, grad_sigma_ptr, HAS_GRAD_SIGMA)
+    # Backwards: grad_dot read these blocks last, so they are the likeliest in cache.
+    block = tl.num_programs(0) - 1 - tl.program_id(0)
+    grad_block(
+        grad_ptr,
+        u_ptr,
+        v_ptr,
+        out_ptr,
+        inverse,
+        coefficient,
+        block,
+        rows,
+        columns,
+        C,
+        Q,
+        K,
+        PLAIN,
+        R,
+        BLOCK_N,
+    )
+
+
+@triton.jit
+def dot_share(
+    grad_ptr, weight_ptr, first, step, numel, acc: tl.constexpr, BLOCK: tl.constexpr
+):
+    """The part of <grad, weight> in the blocks from ``first`` in steps of ``step``."""
+    total = tl.zeros([BLOCK], dtype=acc)
+    for start in range(first.to(tl.int64) * BLOCK, numel, step.to(tl.int64) * BLOCK):
+        offset = start + tl.arange(0, BLOCK)
+        g = tl.load(grad_ptr + offset, mask=offset < numel, other=0.0).to(acc)
+        w = tl.load(weight_ptr + offset, mask=offset < numel, other=0.0).to(acc)
+        total += g * w
+    return tl.sum(total, axis=0)
+
+
+@triton.jit
+def factors(inner, sigma_ptr, grad_sigma_ptr, HAS_GRAD_SIGMA: tl.constexpr):
+    """What grad - coefficient u v^T is multiplied by, and the coefficient; inner = <grad, W>."""
+    estimate = tl.load(sigma_ptr)
+    sigma = divisor_of(estimate)
+    inverse = reciprocal(sigma)
+    # A weight whose sigma is zero was divided by 1, whatever it is.
+    coefficient = tl.where(sigma == estimate, inner * inverse, 0.0)
+    if HAS_GRAD_SIGMA:
+        coefficient -= tl.load(grad_sigma_ptr) * sigma
+    return inverse, coefficient
+
+
+@triton.jit
+def grad_block(
+    grad_ptr,
+    u_ptr,
+    v_ptr,
+    out_ptr,
+    inverse,
+    coefficient,
+    block,
+    rows,
+    columns,
+    C,
+    Q,
+    K,
+    PLAIN: tl.constexpr,
+    R: tl.constexpr,
+    BLOCK_N: tl.constexpr,
+):
+    """(grad - coefficient u v^T) * inverse of one block; memory is (M, N) where PLAIN, or (P, M Q).
+
+    The last use of grad.
+    """
+    blocks = tl.cdiv(columns, BLOCK_N)
+    row = (block // blocks) * R + tl.arange(0, R)
+    column = (block % blocks) * BLOCK_N + tl.arange(0, BLOCK_N)
+    inside = (row < rows)[:, None] & (column < columns)[None, :]
+    offset = row.to(tl.int64)[:, None] * columns + column[None, :]
+    g = tl.load(grad_ptr + offset, mask=inside, eviction_policy="evict_first")
+    if PLAIN:
+        u = tl.load(u_ptr + row, mask=row < rows, other=0.0)[:, None]
+        v = tl.load(v_ptr + logical_column(column, C, K), mask=column < columns, other=0.0)[None, :]
+    else:
+        u = tl.load(u_ptr + column // Q, mask=column < columns, other=0.0)[None, :]
+        n = row[:, None] * Q + (column % Q)[None, :]
+        v = tl.load(v_ptr + logical_column(n, C, K), mask=inside, other=0.0)
+    grad_weight = (g.to(inverse.dtype) - coefficient * u * v) * inverse
+    tl.store(out_ptr + offset, grad_weight.to(out_ptr.dtype.element_ty), mask=inside)

@@ -1,0 +1,115 @@
+"""Everything about a small weight in one program: one launch each way."""
+
+from __future__ import annotations
+
+import triton
+import triton.language as tl
+
+from .indexing import (
+    divisor_of,
+    logical_column,
+    power_of_two,
+    reciprocal,
+    reciprocal_of_power,
+    square_root,
+    weight_offset,
+)
+from .rescale_backward import factors
+
+
+@triton.jit
+def normalize_small(
+    weight_ptr,  # [P, M, Q]
+    u_ptr,  # [M]
+    v_ptr,  # [N], logical
+    out_ptr,  # [P, M, Q], out
+    new_u_ptr,  # [M], out
+    new_v_ptr,  # [N], out, logical
+    new_sigma_ptr,  # [], out
+    live_u_ptr,  # [M], out too, where ITERATES; may be u
+    live_v_ptr,  # [N], out too, where ITERATES; may be v
+    live_sigma_ptr,  # [], out too
+    n_power_iterations,
+    eps,
+    M,
+    N,
+    C,
+    Q: tl.constexpr,
+    K: tl.constexpr,
+    PLAIN: tl.constexpr,
+    ITERATES: tl.constexpr,
+    BLOCK_M: tl.constexpr,
+    BLOCK_N: tl.constexpr,
+):
+    """W / sigma after ``n_power_iterations``, or of u and v as they are, made unit."""
+    acc = u_ptr.dtype.element_ty
+    m, n = tl.arange(0, BLOCK_M), tl.arange(0, BLOCK_N)
+    offset = weight_offset(m[:, None], n[None, :], M, N, Q, PLAIN)
+    inside = (m < M)[:, None] & (n < N)[None, :]
+    column = logical_column(n, C, K)
+    w = tl.load(weight_ptr + offset, mask=inside, other=0.0).to(acc)  # [BLOCK_M, BLOCK_N]
+    u = tl.load(u_ptr + m, mask=m < M, other=0.0)
+    v = tl.load(v_ptr + column, mask=n < N, other=0.0)
+    if ITERATES:
+        sigma = tl.sum(tl.zeros([BLOCK_M], dtype=acc), axis=0)
+        for _ in range(n_power_iterations):
+            t, _ = unit(tl.sum(w * v[None, :], axis=1))
+            s, sigma = unit(tl.sum(w * t[:, None], axis=0))
+            good = (sigma > 0) & (sigma < float("inf"))
+            u = tl.where(good, t, u)
+            v = tl.where(good, s, v)
+        tl.store(live_u_ptr + m, u, mask=m < M)
+        tl.store(live_v_ptr + column, v, mask=n < N)
+    else:
+        u = u * reciprocal(tl.maximum(unit(u)[1], eps))
+        v = v * reciprocal(tl.maximum(unit(v)[1], eps))
+        sigma = tl.sum(u * tl.sum(w * v[None, :], axis=1), axis=0)
+    tl.store(new_u_ptr + m, u, mask=m < M)
+    tl.store(new_v_ptr + column, v, mask=n < N)
+    tl.store(new_sigma_ptr, sigma)
+    tl.store(live_sigma_ptr, sigma)
+    scaled = w * reciprocal(divisor_of(sigma))
+    tl.store(out_ptr + offset, scaled.to(out_ptr.dtype.element_ty), mask=inside)
+
+
+@triton.jit
+def rescale_backward_small(
+    grad_ptr,  # [P, M, Q]
+    grad_sigma_ptr,  # [], read where HAS_GRAD_SIGMA
+    weight_ptr,  # [P, M, Q]
+    u_ptr,  # [M]
+    v_ptr,  # [N], logical
+    sigma_ptr,  # []
+    out_ptr,  # [P, M, Q], out
+    M,
+    N,
+    C,
+    Q: tl.constexpr,
+    K: tl.constexpr,
+    PLAIN: tl.constexpr,
+    HAS_GRAD_SIGMA: tl.constexpr,
+    BLOCK_M: tl.constexpr,
+    BLOCK_N: tl.constexpr,
+):
+    """(grad - <grad, W> / sigma u v^T) / sigma + grad_sigma u v^T."""
+    acc = u_ptr.dtype.element_ty
+    m, n = tl.arange(0, BLOCK_M), tl.arange(0, BLOCK_N)
+    offset = weight_offset(m[:, None], n[None, :], M, N, Q, PLAIN)
+    inside = (m < M)[:, None] & (n < N)[None, :]
+    g = tl.load(grad_ptr + offset, mask=inside, other=0.0).to(acc)  # [BLOCK_M, BLOCK_N]
+    w = tl.load(weight_ptr + offset, mask=inside, other=0.0).to(acc)
+    u = tl.load(u_ptr + m, mask=m < M, other=0.0)
+    v = tl.load(v_ptr + logical_column(n, C, K), mask=n < N, other=0.0)
+    inner = tl.sum(tl.sum(g * w, axis=1), axis=0)
+    inverse, coefficient = factors(inner, sigma_ptr, grad_sigma_ptr, HAS_GRAD_SIGMA)
+    grad_weight = (g - coefficient * u[:, None] * v[None, :]) * inverse
+    tl.store(out_ptr + offset, grad_weight.to(out_ptr.dtype.element_ty), mask=inside)
+
+
+@triton.jit
+def unit(x):
+    """x / |x| and |x|, such that no square leaves the dtype's range; zero stays zero."""
+    scale = power_of_two(tl.max(tl.abs(x), axis=0))
+    x = x * reciprocal_of_power(scale)
+    norm = square_root(tl.sum(x * x, axis=0))
+    return x * reciprocal(tl.where(norm == 0, 1.0, norm)), norm * scale
