@@ -22,6 +22,7 @@ class SmallTile(NamedTuple):
 
     BLOCK_M: int
     BLOCK_N: int
+    num_warps: int
 
 
 class RowTile(NamedTuple):
@@ -59,11 +60,13 @@ def holds_whole_rows(P: int, Q: int, K: int, itemsize: int) -> bool:
     return widest >= P * Q and (P == 1 or Q >= SECTOR)
 
 
-def small_tile(M: int, N: int, itemsize: int) -> SmallTile | None:
+def small_tile(M: int, N: int, itemsize: int, warp_size: int) -> SmallTile | None:
     """The tile of the one-launch kernels; None for a weight that is too large for one program."""
-    tile = SmallTile(next_power_of_two(M), next_power_of_two(N))
-    elements = tile.BLOCK_M * tile.BLOCK_N * (itemsize // 4) ** 2
-    return tile if elements <= SMALL else None
+    block_m, block_n = next_power_of_two(M), next_power_of_two(N)
+    elements = block_m * block_n * (itemsize // 4) ** 2
+    if elements > SMALL:
+        return None
+    return SmallTile(block_m, block_n, min(256, max(64, elements // 16)) // warp_size)
 
 
 def row_tile(M: int, N: int, itemsize: int, warp_size: int, max_programs: int) -> RowTile:

@@ -35,7 +35,7 @@ def rescale_backward(
         "HAS_GRAD_SIGMA": grad_sigma is not None,
     }
     with launch.on_device_of(weight):
-        small = small_tile(view.M, view.N, u.element_size())
+        small = small_tile(view.M, view.N, u.element_size(), launch.warp_size(u.device))
         if small is None:
             _in_two_launches(weight, view, u, inputs)
         else:
@@ -46,7 +46,7 @@ def rescale_backward(
                 N=view.N,
                 BLOCK_M=small.BLOCK_M,
                 BLOCK_N=small.BLOCK_N,
-                num_warps=8 * 32 // launch.warp_size(u.device),
+                num_warps=small.num_warps,
             )
     return out
 

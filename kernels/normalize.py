@@ -12,6 +12,7 @@ from . import launch
 from .config import (
     ELEMENTWISE_BLOCK,
     VECTOR_BLOCK,
+    SmallTile,
     ceil_div,
     chunk_tile,
     holds_whole_rows,
@@ -57,8 +58,9 @@ def normalize(
     live = (*fresh[1 : 4 - len(buffers)], *buffers)
     results = Results(*fresh, *live)
     with launch.on_device_of(weight):
-        if small_tile(view.M, view.N, u.element_size()) is not None:
-            _normalize_small(weight, view, u, v, n_power_iterations, eps, results)
+        tile = small_tile(view.M, view.N, u.element_size(), launch.warp_size(u.device))
+        if tile is not None:
+            _normalize_small(weight, view, u, v, n_power_iterations, eps, tile, results)
         elif n_power_iterations > 0:
             _iterate(weight, view, u, v, n_power_iterations, results)
         else:
@@ -76,10 +78,9 @@ def _normalize_small(
     v: Tensor,
     n_power_iterations: int,
     eps: float,
+    tile: SmallTile,
     results: Results,
 ) -> None:
-    tile = small_tile(view.M, view.N, u.element_size())
-    assert tile is not None
     normalize_small[(1,)](
         weight_ptr=weight,
         u_ptr=u,
@@ -100,7 +101,7 @@ def _normalize_small(
         ITERATES=n_power_iterations > 0,
         BLOCK_M=tile.BLOCK_M,
         BLOCK_N=tile.BLOCK_N,
-        num_warps=8 * 32 // launch.warp_size(u.device),
+        num_warps=tile.num_warps,
     )
 
 

@@ -24,7 +24,7 @@ from triton.backends.compiler import GPUTarget
 from triton.compiler import ASTSource
 from triton.runtime.jit import JITFunction
 
-from snorm_triton.kernels import estimate, launch, power_step, rescale
+from snorm_triton.kernels import config, gradient, launch, normalize, rescale
 from snorm_triton.matrix_view import in_matrix_layout
 
 TARGETS = {
@@ -123,11 +123,15 @@ def run_every_launcher(
     weight, view = in_matrix_layout(weight, dim)
     state = torch.promote_types(dtype, torch.float32)
     u, v = (torch.empty(size, dtype=state, device="meta") for size in (view.M, view.N))
-    u, v, sigma = power_step.power_step(weight, view, u, v, 1)
-    estimate.estimate(weight, view, u, v, 1e-12)
-    grad = rescale.rescale(weight, sigma)
-    for grad_sigma in (None, sigma):
-        rescale.rescale_backward(grad, grad_sigma, weight, view, u, v, sigma)
+    for small in (config.SMALL, 0):
+        with mock.patch.object(config, "SMALL", small):
+            for n_power_iterations in (0, 2):
+                _, u, v, sigma = normalize.normalize(
+                    weight, view, u, v, n_power_iterations, 1e-12, dtype
+                )
+            grad = rescale.rescale(weight, sigma, dtype)
+            for grad_sigma in (None, sigma):
+                gradient.rescale_backward(grad, grad_sigma, weight, view, u, v, sigma)
 
 
 @contextmanager
