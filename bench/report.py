@@ -12,8 +12,8 @@ from pathlib import Path
 
 from bench.chart import draw
 from bench.normalizations import LEGACY, NEW
-from bench.result import Result, file_name, load, mean_ratio, rows_of, values
-from bench.tables import SUITES, access_tables, table, training_table
+from bench.result import SUITES, Result, file_name, load, mean_ratio, rows_of, values
+from bench.tables import access_tables, table, training_table
 from bench.variants import COPY, NEW_COMPILED
 
 
@@ -88,14 +88,17 @@ def markdown(result: Result) -> str:
     return "\n".join(section for section in sections if section)
 
 
-def save(result: Result, folder: Path) -> Path:
-    """Write <device name>.json, .md and, of a run that has any access to show, .png."""
+def save(result: Result, folder: Path) -> list[Path]:
+    """Write <device name>.json, .md and .png; no picture of training steps alone."""
     folder.mkdir(parents=True, exist_ok=True)
-    path = folder / file_name(result["device"])
-    path.with_suffix(".json").write_text(json.dumps(result, indent=1) + "\n")
-    path.with_suffix(".md").write_text(markdown(result))
-    draw(result, path.with_suffix(".png"))
-    return path
+    stem = file_name(result["device"])
+    written = [folder / f"{stem}.json", folder / f"{stem}.md"]
+    written[0].write_text(json.dumps(result, indent=1) + "\n")
+    written[1].write_text(markdown(result))
+    if any(row["suite"] in SUITES for row in result["rows"]):
+        written.append(folder / f"{stem}.png")
+        draw(result, written[-1])
+    return written
 
 
 def main() -> None:
@@ -106,7 +109,7 @@ def main() -> None:
     result = load(arguments.run)
     print(markdown(result))
     if arguments.results:
-        print(f"written to {save(result, arguments.results)}.json, .md and .png")
+        print("written:", *save(result, arguments.results))
 
 
 if __name__ == "__main__":

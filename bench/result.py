@@ -24,6 +24,10 @@ HEAD = (
 )
 
 
+# What is compared with torch's parametrization; `training` is the third suite.
+SUITES = {"layer": "One weight", "model": "All weights of a model"}
+
+
 class Ratio(NamedTuple):
     """A ratio of medians, and the quartiles of the ratios round by round."""
 

@@ -4,11 +4,10 @@ from __future__ import annotations
 
 from collections.abc import Callable
 
-from bench.result import Result, Row, ratio, rows_of, values, variant_names
+from bench.result import SUITES, Result, Row, ratio, rows_of, values, variant_names
 from bench.training import NONE
 from bench.variants import COPY
 
-SUITES = {"layer": "One weight", "model": "All weights of a model"}
 COUNTED = {"layer": "Allocations as large as the weight", "model": "All that is allocated"}
 
 
@@ -78,7 +77,8 @@ def access_tables(result: Result, suite: str) -> list[str]:
 {times}
 
 {COUNTED[suite]} in one such access, and in brackets the most held at once beyond the normalized \
-weights{gradients}, both in units of the weights:
+weights{gradients}, both in units of the weights. Where a layer has \
+one output, a vector is as large as the weight:
 
 {memory}
 """
