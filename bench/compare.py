@@ -15,7 +15,7 @@ from pathlib import Path
 
 from bench.normalizations import NEW
 from bench.result import Ratio, Result, Row, file_name, load, ratio
-from bench.tables import table
+from bench.tables import company, table
 from bench.variants import COPY
 
 RESULTS = Path(__file__).parent / "results"
@@ -117,11 +117,11 @@ def main() -> None:
         f"{now['device']}: torch {then['torch']}, triton {then['triton']}, "
         f"{then['datetime'][:10]}; now torch {now['torch']}, triton {now['triton']}\n"
     )
-    print(markdown(comparisons))
+    print(markdown(comparisons), company(now), sep="\n\n")
     failed = [comparison for comparison in comparisons if comparison.fails]
     if failed:
-        sys.exit(f"\nours became worse in {len(failed)} of {len(comparisons)} rows")
-    print(f"\nours is not slower in any of {len(comparisons)} rows")
+        sys.exit(f"ours became worse in {len(failed)} of {len(comparisons)} rows")
+    print(f"ours is not slower in any of {len(comparisons)} rows")
 
 
 if __name__ == "__main__":

@@ -13,7 +13,7 @@ from pathlib import Path
 from bench.chart import draw
 from bench.normalizations import LEGACY, NEW
 from bench.result import SUITES, Result, file_name, load, mean_ratio, rows_of, values
-from bench.tables import access_tables, table, training_table
+from bench.tables import access_tables, company, table, training_table
 from bench.variants import COPY, NEW_COMPILED
 
 
@@ -36,18 +36,6 @@ weights into existing buffers, in every table; beside ours stands its time in su
 Compiling takes seconds a layer: `{NEW_COMPILED}` is measured in some rows only. An empty cell was \
 not measured.
 """
-
-
-def company(result: Result) -> str:
-    """How busy others kept the processors meanwhile: threads that wait for one skew every time."""
-    used = [row["cpus_used_by_others"] for row in result["rows"]]
-    if None in used:
-        return ""
-    processors = result["processors"]
-    line = f"Other processes used up to {max(0.0, *used):.1f} of {processors} processors meanwhile."
-    if max(used) > 0.2 * processors:
-        line += " **The machine was too busy for these times to mean anything: measure again.**"
-    return line + "\n"
 
 
 def means(result: Result) -> str:

@@ -1,4 +1,4 @@
-"""The Markdown tables of a result: accesses of a layer and of a model, and training steps."""
+"""The Markdown of a result's rows: accesses of a layer and of a model, and training steps."""
 
 from __future__ import annotations
 
@@ -20,6 +20,18 @@ def duration(seconds: float) -> str:
 
 def table(header: list[str], lines: list[list[str]]) -> str:
     return "\n".join(f"| {' | '.join(line)} |" for line in (header, ["---"] * len(header), *lines))
+
+
+def company(result: Result) -> str:
+    """How busy others kept the processors meanwhile: threads that wait for one skew every time."""
+    used = [row["cpus_used_by_others"] for row in result["rows"]]
+    if None in used:
+        return ""
+    processors = result["processors"]
+    line = f"Other processes used up to {max(0.0, *used):.1f} of {processors} processors meanwhile."
+    if max(used) > 0.2 * processors:
+        line += " **The machine was too busy for these times to mean anything: measure again.**"
+    return line + "\n"
 
 
 def variant_table(rows: list[Row], columns: list[str], cell: Callable[[Row, str], str]) -> str:
