@@ -3,13 +3,14 @@
 VENV := .venv
 PYTHON := $(VENV)/bin/python
 JOBS := 2
-RESULTS := bench/results
+RESULTS :=
+RUN :=
 BENCH_JSON := .benchmarks/latest.json
 BENCH_ARGS :=
 DEMO_ARGS :=
 
 .DEFAULT_GOAL := help
-.PHONY: help demo test lint compile-check bench gpu clean given-python
+.PHONY: help demo test lint compile-check bench bench-compare gpu clean given-python
 
 ifeq ($(origin PYTHON),file)
 READY := $(VENV)/.installed
@@ -29,8 +30,8 @@ PYTEST := $(PYTHON) -m pytest
 # Two workers with one thread each are faster on two cores than two that fight for both.
 PYTEST_PARALLEL := OMP_NUM_THREADS=1 $(PYTEST) -n $(JOBS)
 # A warning must not count as a variant's failure there.
-PYTEST_BENCH := $(PYTEST) bench -W default --benchmark-only --benchmark-quiet \
-  --benchmark-json=$(BENCH_JSON)
+PYTEST_BENCH := mkdir -p $(dir $(BENCH_JSON)) && $(PYTEST) -W default --benchmark-only \
+  --benchmark-quiet --benchmark-json=$(BENCH_JSON)
 
 help:  ## this list
 	@echo 'snorm_triton: make TARGET, where TARGET is'
@@ -52,17 +53,19 @@ lint: $(READY)  ## ruff check, ruff format --check, mypy
 compile-check: $(READY)  ## cross-compile every kernel, without a GPU, and fail on a spill
 	$(PYTHON) tests/compile_only/compile_check.py
 
-bench: $(READY)  ## ours beside torch's two spectral norms and a copy, on the device at hand
-	@mkdir -p $(dir $(BENCH_JSON))
-	$(PYTEST_BENCH) $(BENCH_ARGS)
-	@$(PYTHON) -m bench.report $(BENCH_JSON)
+bench: $(READY)  ## ours beside torch's spectral norms and a copy, on the device at hand
+	$(PYTEST_BENCH) bench $(BENCH_ARGS)
+	@$(PYTHON) -m bench.report $(BENCH_JSON) $(if $(RESULTS),--results $(RESULTS))
 
-gpu: $(READY)  ## GPU tests and benchmarks; writes RESULTS/<device name>.json and .md
+bench-compare: $(READY)  ## fail where ours became slower than the committed result of this device has it
+	$(if $(RUN),,$(PYTEST_BENCH) --recorded --no-compiled bench/bench_access.py::bench_layer $(BENCH_ARGS))
+	@$(PYTHON) -m bench.compare $(or $(RUN),$(BENCH_JSON))
+
+gpu: $(READY)  ## GPU tests and benchmarks; writes bench/results/<device name>.json, .md and .png
 	@$(PYTHON) -m bench.device
 	$(PYTEST) -m gpu
-	@mkdir -p $(dir $(BENCH_JSON))
-	$(PYTEST_BENCH) $(BENCH_ARGS)
-	@$(PYTHON) -m bench.report $(BENCH_JSON) --results $(RESULTS)
+	$(PYTEST_BENCH) bench $(BENCH_ARGS)
+	@$(PYTHON) -m bench.report $(BENCH_JSON) --results $(or $(RESULTS),bench/results)
 
 clean:  ## remove .venv, builds and caches
 	rm -rf $(VENV) build dist *.egg-info .benchmarks .pytest_cache .mypy_cache .ruff_cache .hypothesis

@@ -1,4 +1,4 @@
-"""The layers that are measured."""
+"""The layers and models that are measured."""
 
 from __future__ import annotations
 
@@ -8,42 +8,57 @@ from dataclasses import dataclass
 import torch
 from torch import nn
 
+from snorm_triton import SNDCGANDiscriminator, SNResNetDiscriminator
+
 
 @dataclass(frozen=True)
 class Case:
+    """A layer, or a model before any of its layers is normalized."""
+
     name: str
     build: Callable[[], nn.Module]
     channels_last: bool = False
-    # Large enough to be slow on a CPU, and no other kind of layer than a smaller case.
-    gpu_only: bool = False
-    # Compared with torch.compile too, which takes seconds a case.
+    # Compared with torch.compile too, which takes seconds a layer.
     compiled: bool = False
 
     def module(self, device: torch.device, dtype: torch.dtype) -> nn.Module:
-        """The layer, with the same weight at every call."""
+        """The layer or model, with the same weights at every call."""
         torch.manual_seed(0)
         module = self.build().to(device, dtype)
         if self.channels_last:
             module = module.to(memory_format=torch.channels_last)
         return module.train()
 
-    @property
-    def layout(self) -> str:
-        return "channels_last" if self.channels_last else "contiguous"
+
+def conv2d_1024() -> nn.Module:
+    return nn.Conv2d(1024, 1024, 3)
 
 
-def conv2d_512() -> nn.Module:
-    return nn.Conv2d(512, 512, 3)
+def conv_transpose2d() -> nn.Module:
+    return nn.ConvTranspose2d(1024, 512, 4)
 
 
-CASES = (
-    Case("Linear 1024x1024", lambda: nn.Linear(1024, 1024), compiled=True),
-    Case("Linear 4096x4096", lambda: nn.Linear(4096, 4096), gpu_only=True, compiled=True),
+LAYERS = (
+    Case("Linear 1024-1", lambda: nn.Linear(1024, 1)),
+    Case("Linear 1024-1024", lambda: nn.Linear(1024, 1024), compiled=True),
+    Case("Linear 4096-4096", lambda: nn.Linear(4096, 4096), compiled=True),
     Case("Conv2d 3-64 k3", lambda: nn.Conv2d(3, 64, 3)),
     Case("Conv2d 128-128 k3", lambda: nn.Conv2d(128, 128, 3)),
-    Case("Conv2d 512-512 k3", conv2d_512, compiled=True),
-    Case("Conv2d 512-512 k3 channels_last", conv2d_512, channels_last=True),
+    Case("Conv2d 512-512 k3", lambda: nn.Conv2d(512, 512, 3), compiled=True),
+    Case("Conv2d 1024-1024 k3", conv2d_1024),
+    Case("Conv2d 1024-1024 k3 channels_last", conv2d_1024, channels_last=True),
+    Case("Conv2d 1536-1536 k3", lambda: nn.Conv2d(1536, 1536, 3)),
     Case("Conv1d 1024-1024 k41 groups 16", lambda: nn.Conv1d(1024, 1024, 41, groups=16)),
     Case("Conv3d 256-128 k3", lambda: nn.Conv3d(256, 128, 3)),
-    Case("ConvTranspose2d 1024-512 k4", lambda: nn.ConvTranspose2d(1024, 512, 4)),
+    Case("ConvTranspose2d 1024-512 k4", conv_transpose2d, compiled=True),
+    Case("ConvTranspose2d 1024-512 k4 channels_last", conv_transpose2d, channels_last=True),
+)
+MODELS = (
+    Case("SN-DCGAN", lambda: SNDCGANDiscriminator(normalization=None), compiled=True),
+    Case(
+        "SN-ResNet cifar10",
+        lambda: SNResNetDiscriminator.cifar10(normalization=None),
+        compiled=True,
+    ),
+    Case("SN-ResNet imagenet", lambda: SNResNetDiscriminator.imagenet(normalization=None)),
 )

@@ -1,140 +1,103 @@
-"""A pytest-benchmark JSON of bench_weight_access.py as Markdown tables.
+"""A run of the benchmarks as Markdown tables and a chart.
 
-python -m bench.report RUN.json                      print them
-python -m bench.report RUN.json --results FOLDER     also write <device name>.md and .json there
+python -m bench.report RUN.json                      print the tables
+python -m bench.report RUN.json --results FOLDER     also write <device name>.json, .md, .png there
 """
 
 from __future__ import annotations
 
 import argparse
 import json
-import re
-import sys
 from pathlib import Path
-from typing import Any
 
-Row = dict[str, Any]
-OURS, COPY = "ours", "copy"
-HEAD = (
-    "device",
-    "processors",
-    "snorm_triton",
-    "torch",
-    "triton",
-    "python",
-    "SNORM_TRITON_BACKEND",
-)
+from bench.chart import draw
+from bench.normalizations import LEGACY, NEW
+from bench.result import SUITES, Result, file_name, load, mean_ratio, rows_of, values
+from bench.tables import access_tables, company, table, training_table
+from bench.variants import COPY, NEW_COMPILED
 
 
-def condense(run: dict[str, Any]) -> dict[str, Any]:
-    """What the tables need: no per-round timings, and nothing of the machine but the device."""
-    rows = [benchmark["extra_info"] for benchmark in run["benchmarks"]]
-    if not rows:
-        sys.exit("the run holds no benchmark")
-    commit = run.get("commit_info", {})
-    return {
-        "datetime": run["datetime"],
-        "commit": commit.get("id") or "unknown",
-        "uncommitted_changes": bool(commit.get("dirty")),
-        **{key: rows[0][key] for key in HEAD},
-        "rows": [{key: row[key] for key in row if key not in HEAD} for row in rows],
-    }
+def head(result: Result) -> str:
+    backend = result["SNORM_TRITON_BACKEND"] or "not set"
+    commit = result["commit"][:12] + (" with changes" if result["uncommitted_changes"] else "")
+    rounds = [row["rounds"] for row in result["rows"]]
+    return f"""# Spectral normalization, measured
 
-
-def duration(seconds: float) -> str:
-    for scale, unit in ((1.0, "s"), (1e-3, "ms")):
-        if seconds >= scale:
-            return f"{seconds / scale:.3g} {unit}"
-    return f"{seconds / 1e-6:.3g} µs"
-
-
-def head(report: dict[str, Any]) -> str:
-    backend = report["SNORM_TRITON_BACKEND"] or "not set"
-    commit = report["commit"][:12] + (" with changes" if report["uncommitted_changes"] else "")
-    rounds = [row["rounds"] for row in report["rows"]]
-    return f"""# One training access of a normalised weight
-
-{report["device"]}; snorm_triton {report["snorm_triton"]} ({commit}), torch {report["torch"]}, \
-triton {report["triton"]}, Python {report["python"]}; SNORM_TRITON_BACKEND {backend}; \
-{report["datetime"][:10]}.
+{result["device"]}; snorm_triton {result["snorm_triton"]} ({commit}), torch {result["torch"]}, \
+triton {result["triton"]}, Python {result["python"]}; SNORM_TRITON_BACKEND {backend}; \
+{result["datetime"][:10]}.
 
 All variants of a row were timed in one run, in turns and in a new order each round \
 ({min(rounds)} to {max(rounds)} rounds), after a warm-up. A time is the host's, with the device \
-synchronised before and after a block of accesses of one weight (so a small weight stays in \
+synchronised before and after a block of accesses of the same weights (so a small weight stays in \
 cache), divided by their number; medians over the rounds. In brackets the time over that of ours: \
-the ratio of the medians, then the quartiles of the ratios round by round. `copy` copies the \
-weight into an existing buffer, in both tables; beside ours stands its time in such copies.
+the ratio of the medians, then the quartiles of the ratios round by round. `{COPY}` copies the \
+weights into existing buffers, in every table; beside ours stands its time in such copies. \
+Compiling takes seconds a layer: `{NEW_COMPILED}` is measured in some rows only. An empty cell was \
+not measured.
 """
 
 
-def company(report: dict[str, Any]) -> str:
-    """How busy others kept the processors meanwhile: threads that wait for one skew every time."""
-    used = [row["cpus_used_by_others"] for row in report["rows"]]
-    if None in used:
+def means(result: Result) -> str:
+    """Geometric means over the layers and over the models, for each dtype and pass."""
+    lines = []
+    for suite, title in SUITES.items():
+        for dtype in values(rows_of(result, suite), "dtype"):
+            for direction in values(rows_of(result, suite), "pass"):
+                rows = [row for row in rows_of(result, suite, direction) if row["dtype"] == dtype]
+                each = [mean_ratio(rows, name) for name in (NEW, LEGACY, COPY)]
+                cells = ["" if mean is None else f"{mean:.2f}" for mean in each]
+                lines.append([f"{title}, {direction}", dtype, str(len(rows)), *cells])
+    if not lines:
         return ""
-    processors = report["processors"]
-    line = f"Other processes used up to {max(0.0, *used):.1f} of {processors} processors meanwhile."
-    if max(used) > 0.2 * processors:
-        line += " **The machine was too busy for these times to mean anything: measure again.**"
-    return line + "\n"
+    header = ["", "dtype", "rows", *(f"{name} / ours" for name in (NEW, LEGACY, COPY))]
+    return f"""## Geometric means
+
+Over the rows of the tables below. Of a model, ours is all weights at once (`foreach=True`).
+
+{table(header, lines)}
+"""
 
 
-def cell(row: Row, name: str) -> str:
-    if name in row["errors"]:
-        return "failed (below)"
-    if name not in row["variants"]:
-        return ""
-    timing = row["variants"][name]
-    if name == OURS:
-        return f"**{duration(timing['median'])}** ({1 / row['variants'][COPY]['ratio']:.2f} copies)"
-    low, high = timing["ratio_quartiles"]
-    return f"{duration(timing['median'])} ({timing['ratio']:.2f}; {low:.2f} to {high:.2f})"
-
-
-def table(rows: list[Row]) -> str:
-    names = list(dict.fromkeys(name for row in rows for name in (*row["variants"], *row["errors"])))
-    lines = [["layer", "dtype", "backend", *names], ["---"] * (3 + len(names))]
-    for row in rows:
-        cells = [cell(row, name) for name in names]
-        lines.append([row["case"], row["dtype"], row["backend"], *cells])
-    return "\n".join(f"| {' | '.join(line)} |" for line in lines)
-
-
-def failures(rows: list[Row]) -> list[str]:
-    return [
+def failures(result: Result) -> str:
+    lines = [
         f"- {name}, {row['case']}, {row['dtype']}, {row['pass']}: `{' '.join(error.split())}`"
-        for row in rows
+        for row in result["rows"]
         for name, error in row["errors"].items()
     ]
+    return "\n".join(["## Variants that failed\n", *lines, ""]) if lines else ""
 
 
-def markdown(report: dict[str, Any]) -> str:
-    sections = [head(report), company(report)]
-    for direction in dict.fromkeys(row["pass"] for row in report["rows"]):
-        rows = [row for row in report["rows"] if row["pass"] == direction]
-        sections.append(f"## {direction.capitalize()}\n\n{table(rows)}\n")
-    failed = failures(report["rows"])
-    if failed:
-        sections.append("## Variants that failed\n\n" + "\n".join(failed) + "\n")
-    return "\n".join(sections)
+def markdown(result: Result) -> str:
+    sections = [head(result), company(result), means(result)]
+    for suite in SUITES:
+        sections += access_tables(result, suite)
+    sections += [training_table(result), failures(result)]
+    return "\n".join(section for section in sections if section)
+
+
+def save(result: Result, folder: Path) -> list[Path]:
+    """Write <device name>.json, .md and .png; no picture of training steps alone."""
+    folder.mkdir(parents=True, exist_ok=True)
+    stem = file_name(result["device"])
+    written = [folder / f"{stem}.json", folder / f"{stem}.md"]
+    written[0].write_text(json.dumps(result, indent=1) + "\n")
+    written[1].write_text(markdown(result))
+    if any(row["suite"] in SUITES for row in result["rows"]):
+        written.append(folder / f"{stem}.png")
+        draw(result, written[-1])
+    return written
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("run", type=Path, help="what --benchmark-json wrote")
-    parser.add_argument(
-        "--results", type=Path, help="folder to write <device name>.json and .md to"
-    )
+    parser.add_argument("run", type=Path, help="what --benchmark-json wrote, or a saved result")
+    parser.add_argument("--results", type=Path, help="folder to write the result to")
     arguments = parser.parse_args()
-    report = condense(json.loads(arguments.run.read_text()))
-    text = markdown(report)
-    print(text)
+    result = load(arguments.run)
+    print(markdown(result))
     if arguments.results:
-        name = re.sub(r"[^A-Za-z0-9]+", "-", report["device"]).strip("-")
-        arguments.results.mkdir(parents=True, exist_ok=True)
-        (arguments.results / f"{name}.md").write_text(text)
-        (arguments.results / f"{name}.json").write_text(json.dumps(report, indent=1) + "\n")
-        print(f"written to {arguments.results / name}.json and .md")
+        print("written:", *save(result, arguments.results))
 
 
 if __name__ == "__main__":

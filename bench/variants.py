@@ -1,22 +1,45 @@
-"""What is measured: one training access of a normalised weight, however it is normalised."""
+"""What is measured: one training access of a model's weights, however they are normalized."""
 
 from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass
+from functools import partial
 
 import torch
 from torch import Tensor, nn
-from torch.nn.utils.parametrizations import spectral_norm as torch_new
 
-import snorm_triton
 from bench.cases import Case
+from bench.normalizations import LEGACY, NEW, NORMALIZATIONS, layers_of, raw_weights
 
-OURS, COPY, NEW, LEGACY = "ours", "copy", "torch new", "torch legacy"
-OURS_GRAPH, NEW_GRAPH = "ours, CUDA graph", "torch new, CUDA graph"
-NEW_COMPILED = "torch new, compiled"
+COPY, NEW_COMPILED = "copy", "torch new, compiled"
+GRAPHED = "{}, CUDA graph"
 
 Run = Callable[[], object]
+
+
+class WeightsOf(nn.Module):
+    """A model whose forward reads the weight of each layer, and does nothing else."""
+
+    def __init__(self, model: nn.Module) -> None:
+        super().__init__()
+        self.layers = nn.ModuleList(layers_of(model))
+
+    def forward(self) -> list[Tensor]:
+        return [layer.weight for layer in self.layers]
+
+
+class LegacyWeightsOf(WeightsOf):
+    """The same of layers whose weight a pre-forward hook computes."""
+
+    def forward(self) -> list[Tensor]:
+        weights = []
+        for layer in self.layers:
+            for hook in layer._forward_pre_hooks.values():
+                hook(layer, ())
+            # Taken off the layer, so that it lives no longer than in the other variants.
+            weights.append(vars(layer).pop("weight"))
+        return weights
 
 
 @dataclass(frozen=True)
@@ -29,68 +52,40 @@ class Setting:
     def module(self) -> nn.Module:
         return self.case.module(self.device, self.dtype)
 
-    def grad_output(self) -> Tensor:
-        weight = self.module().get_parameter("weight").detach()
-        return torch.randn_like(weight)
-
-    def run(self, access: Callable[[], Tensor], leaf: Tensor) -> Run:
-        """One access, or one access and its backward, of a weight that hangs on `leaf`."""
-        if not self.backward:
-            return access
-        grad_output = self.grad_output()
-        # autograd.grad, not backward: no variant pays for adding to an existing .grad.
-        return lambda: torch.autograd.grad(access(), leaf, grad_output)
-
-
-class WeightOf(nn.Module):
-    """A model that returns its layer's weight: torch.compile compiles modules."""
-
-    def __init__(self, layer: nn.Module) -> None:
-        super().__init__()
-        self.layer = layer
-
-    def forward(self) -> Tensor:
-        return self.layer.weight
+    def weights(self) -> list[Tensor]:
+        return [weight.detach() for weight in WeightsOf(self.module())()]
 
 
 def copy(setting: Setting) -> Run:
-    weight = setting.module().get_parameter("weight").detach()
-    buffer = torch.empty_like(weight)
-    return lambda: buffer.copy_(weight)
+    """Each weight into a buffer that exists already: the yardstick, forward and backward."""
+    weights = setting.weights()
+    buffers = [torch.empty_like(weight) for weight in weights]
+    if len(weights) == 1:
+        return partial(buffers[0].copy_, weights[0])
+    return partial(torch._foreach_copy_, buffers, weights)
 
 
-def parametrized(setting: Setting, module: nn.Module, compiled: bool = False) -> Run:
-    leaf = module.get_parameter("parametrizations.weight.original")
-    weight_of = WeightOf(module)
-    return setting.run(torch.compile(weight_of) if compiled else weight_of, leaf)
+def access(setting: Setting, normalization: str, compiled: bool = False) -> Run:
+    """One access of every weight, or one access and its backward."""
+    model = (LegacyWeightsOf if normalization == LEGACY else WeightsOf)(setting.module())
+    NORMALIZATIONS[normalization](model)
+    leaves = raw_weights(model)
+    read = torch.compile(model) if compiled else model
+    if not setting.backward:
+        return read
+    grads = [torch.randn_like(weight) for weight in setting.weights()]
+    # autograd.grad, not backward: no variant pays for adding to an existing .grad.
+    return lambda: torch.autograd.grad(read(), leaves, grads)
 
 
-def ours(setting: Setting) -> Run:
-    return parametrized(setting, snorm_triton.spectral_norm(setting.module()))
-
-
-def new(setting: Setting) -> Run:
-    return parametrized(setting, torch_new(setting.module()))
-
-
-def new_compiled(setting: Setting) -> Run:
+def compiled_access(setting: Setting, normalization: str) -> Run:
     torch.compiler.reset()
-    return parametrized(setting, torch_new(setting.module()), compiled=True)
+    return access(setting, normalization, compiled=True)
 
 
-def legacy(setting: Setting) -> Run:
-    module = torch.nn.utils.spectral_norm(setting.module())
-    (hook,) = module._forward_pre_hooks.values()
-
-    def access() -> Tensor:
-        hook(module, ())
-        return module.weight
-
-    return setting.run(access, module.weight_orig)
-
-
-def graphed(run: Run) -> Run:
-    """`run` captured in a CUDA graph: what it costs with no launch cost left."""
+def graphed_access(setting: Setting, normalization: str) -> Run:
+    """An access captured in a CUDA graph: what it costs with no launch cost left."""
+    run = access(setting, normalization)
     side = torch.cuda.Stream()
     side.wait_stream(torch.cuda.current_stream())
     with torch.cuda.stream(side):
@@ -107,16 +102,16 @@ def graphed(run: Run) -> Run:
     return replay
 
 
-def builders(setting: Setting) -> dict[str, Callable[[], Run]]:
-    chosen: dict[str, Callable[[], Run]] = {
-        COPY: lambda: copy(setting),
-        OURS: lambda: ours(setting),
-        NEW: lambda: new(setting),
-        LEGACY: lambda: legacy(setting),
-    }
+def builders(
+    setting: Setting, ours: tuple[str, ...], compiled: bool
+) -> dict[str, Callable[[], Run]]:
+    """The variants by name, each to be built when its turn comes; the first of `ours` leads."""
+    chosen: dict[str, Callable[[], Run]] = {COPY: partial(copy, setting)}
+    for normalization in (*ours, NEW, LEGACY):
+        chosen[normalization] = partial(access, setting, normalization)
+    if compiled and setting.case.compiled:
+        chosen[NEW_COMPILED] = partial(compiled_access, setting, NEW)
     if setting.device.type == "cuda":
-        chosen[OURS_GRAPH] = lambda: graphed(ours(setting))
-        chosen[NEW_GRAPH] = lambda: graphed(new(setting))
-    if setting.device.type != "cpu" and setting.case.compiled:
-        chosen[NEW_COMPILED] = lambda: new_compiled(setting)
+        for normalization in (ours[0], NEW):
+            chosen[GRAPHED.format(normalization)] = partial(graphed_access, setting, normalization)
     return chosen

@@ -1,0 +1,109 @@
+"""One benchmark: build its variants, time them in turns, count what they allocate."""
+
+from __future__ import annotations
+
+import gc
+import os
+import platform
+from collections.abc import Callable, Mapping
+from functools import partial
+from time import perf_counter
+from typing import Any
+
+import torch
+from pytest_benchmark.fixture import BenchmarkFixture
+from torch import nn
+
+import snorm_triton
+from bench.device import cpu_seconds_of_others, device_name, synchronize
+from bench.memory import memory_of
+from bench.normalizations import FOREACH, OURS, PER_LAYER
+from bench.rotation import Rotation
+from bench.training import NONE
+from bench.variants import COPY, Run
+
+try:
+    from triton import __version__ as triton_version
+except ImportError:
+    triton_version = "none"
+
+# A benchmark without one of these says nothing; any other may fail and is reported as failed.
+REQUIRED = {COPY, NONE, OURS, PER_LAYER, FOREACH}
+
+Builders = Mapping[str, Callable[[], Run]]
+
+
+def build(builders: Builders, device: torch.device) -> tuple[dict[str, Run], dict[str, str]]:
+    """The variants that run here, and of the others the error each one raised."""
+    runs, errors = {}, {}
+    for name, builder in builders.items():
+        try:
+            run = builder()
+            run()
+            synchronize(device)
+        except Exception as error:
+            if name in REQUIRED:
+                raise
+            errors[name] = f"{type(error).__name__}: {error}"[:500]
+        else:
+            runs[name] = run
+    return runs, errors
+
+
+def conditions(device: torch.device) -> dict[str, Any]:
+    return {
+        "device": device_name(device),
+        "processors": os.cpu_count(),
+        "torch": torch.__version__,
+        "triton": triton_version,
+        "python": platform.python_version(),
+        "snorm_triton": snorm_triton.__version__,
+        "SNORM_TRITON_BACKEND": os.environ.get("SNORM_TRITON_BACKEND", ""),
+    }
+
+
+def subject(model: nn.Module) -> dict[str, Any]:
+    """What is normalized, and by which backend of ours; the model stays normalized."""
+    reports = snorm_triton.backend_report(snorm_triton.apply_spectral_norm(model))
+    return {
+        "backend": ", ".join(dict.fromkeys(report.backend for report in reports)),
+        "reason": "; ".join(dict.fromkeys(report.reason for report in reports)),
+        "weights": len(reports),
+        "bytes": sum(
+            weight.nbytes
+            for name, weight in model.named_parameters()
+            if name.endswith("parametrizations.weight.original")
+        ),
+    }
+
+
+def measure(
+    benchmark: BenchmarkFixture,
+    builders: Builders,
+    baseline: str,
+    row: dict[str, Any],
+    device: torch.device,
+    seconds: float,
+) -> None:
+    """Adds to the benchmark's `extra_info` the row of the result."""
+    runs, errors = build(builders, device)
+    rotation = Rotation(runs, partial(synchronize, device))
+    rounds = rotation.calibrate(seconds)
+    gc.collect()
+    start, others = perf_counter(), cpu_seconds_of_others()
+    benchmark.pedantic(rotation, rounds=rounds)
+    if others is not None:
+        others = (cpu_seconds_of_others() - others) / (perf_counter() - start)
+    # A graph keeps its memory and allocates none when it is replayed: nothing to compare.
+    counted = {name: run for name, run in runs.items() if "graph" not in name}
+    benchmark.extra_info.update(conditions(device))
+    benchmark.extra_info.update(row)
+    benchmark.extra_info.update(
+        baseline=baseline,
+        rounds=rounds,
+        accesses_per_round=rotation.accesses,
+        cpus_used_by_others=others,
+        variants=rotation.statistics(baseline),
+        memory={name: memory_of(run, device, row["bytes"]) for name, run in counted.items()},
+        errors=errors,
+    )

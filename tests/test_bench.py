@@ -1,0 +1,105 @@
+"""The benchmarks: each variant does what it is compared for, and memory is counted right."""
+
+from functools import partial
+
+import pytest
+import torch
+from torch import nn
+
+from bench.cases import Case
+from bench.measure import build
+from bench.memory import memory_of
+from bench.normalizations import LEGACY, NEW, OURS, layers_of, raw_weights
+from bench.rotation import Rotation
+from bench.training import NONE, TrainingCase, training_step
+from bench.variants import COPY, NEW_COMPILED, Setting, access, builders, copy
+from snorm_triton.gan.training import TrainingConfig
+
+CPU = torch.device("cpu")
+
+
+def small(build, backward=False):
+    return Setting(Case("small", build), CPU, torch.float32, backward)
+
+
+@pytest.mark.parametrize("name", [OURS, NEW, LEGACY])
+def test_each_access_iterates_and_normalizes(name):
+    read = access(small(partial(nn.Conv2d, 3, 4, 3)), name)
+    for _ in range(100):
+        (weight,) = read()
+    assert torch.linalg.matrix_norm(weight.flatten(1), 2).item() == pytest.approx(1, abs=1e-4)
+
+
+@pytest.mark.parametrize("name", [OURS, NEW, LEGACY])
+def test_backward_returns_a_gradient_for_every_layer(name):
+    model = nn.Sequential(nn.Linear(3, 4), nn.ReLU(), nn.ConvTranspose2d(4, 2, 3))
+    gradients = access(small(lambda: model, backward=True), name)()
+    assert [gradient.shape for gradient in gradients] == [(4, 3), (4, 2, 3, 3)]
+
+
+def test_copy_copies_every_weight():
+    setting = small(lambda: nn.Sequential(nn.Linear(3, 4), nn.Linear(4, 2)))
+    run = copy(setting)
+    buffers, weights = run.args
+    run()
+    assert all(map(torch.equal, buffers, weights))
+
+
+def test_a_failing_variant_of_ours_raises_and_another_is_reported():
+    def fail():
+        raise RuntimeError("no")
+
+    runs, errors = build({COPY: lambda: list, NEW: fail}, CPU)
+    assert list(runs) == [COPY]
+    assert errors == {NEW: "RuntimeError: no"}
+    with pytest.raises(RuntimeError, match="no"):
+        build({OURS: fail}, CPU)
+
+
+def test_compiled_only_where_the_case_and_the_caller_say_so():
+    case = Case("small", partial(nn.Linear, 3, 4), compiled=True)
+    setting = Setting(case, CPU, torch.float32, False)
+    added = set(builders(setting, (OURS,), True)) - set(builders(setting, (OURS,), False))
+    assert added == {NEW_COMPILED}
+    assert NEW_COMPILED not in builders(small(case.build), (OURS,), True)
+
+
+def test_counts_large_allocations_and_the_most_held():
+    def three_of_which_two_at_once():
+        first, second = torch.empty(1000), torch.empty(1000)
+        del first
+        return second, torch.empty(1000), torch.empty(10)
+
+    counted = memory_of(three_of_which_two_at_once, CPU, nbytes=4000)
+    assert counted["allocations"] == 3
+    assert counted["allocated"] == pytest.approx(3, abs=0.05)
+    assert counted["peak"] == pytest.approx(2, abs=0.05)
+
+
+@pytest.mark.parametrize(("name", "allocations"), [(OURS, 2), (NEW, 7), (LEGACY, 7)])
+def test_allocations_of_a_training_access(name, allocations):
+    run = access(small(partial(nn.Linear, 256, 256), backward=True), name)
+    assert memory_of(run, CPU, 4 * 256 * 256)["allocations"] == allocations
+
+
+@pytest.mark.parametrize("name", [NONE, OURS, NEW, LEGACY])
+def test_training_step_updates_every_weight_of_the_discriminator(name):
+    config = TrainingConfig(batch_size=4, channels=4, z_dim=4)
+    step = training_step(TrainingCase("small", 8, config), CPU, name)
+    discriminator = step.__self__.discriminator
+    weights = raw_weights(discriminator) or [layer.weight for layer in layers_of(discriminator)]
+    before = [weight.clone() for weight in weights]
+    step()
+    assert len(weights) == len(layers_of(discriminator))
+    assert not any(map(torch.equal, weights, before))
+
+
+def test_rotation_times_every_variant_each_round():
+    runs = dict.fromkeys(("a", "b"), lambda: sum(range(100)))
+    rotation = Rotation(runs, synchronize=lambda: None)
+    for _ in range(5):
+        rotation()
+    statistics = rotation.statistics(baseline="a")
+    assert [len(seconds) for seconds in rotation.seconds.values()] == [5, 5]
+    assert statistics["a"]["ratio_quartiles"] == [1, 1]
+    assert statistics["b"]["ratio"] == statistics["b"]["median"] / statistics["a"]["median"]
