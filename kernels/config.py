@@ -62,11 +62,11 @@ def holds_whole_rows(P: int, Q: int, K: int, itemsize: int) -> bool:
 
 def small_tile(M: int, N: int, itemsize: int, warp_size: int) -> SmallTile | None:
     """The tile of the one-launch kernels; None for a weight that is too large for one program."""
-    block_m, block_n = next_power_of_two(M), next_power_of_two(N)
+    block_m, block_n = next_power_of_two(M), max(16, next_power_of_two(N))
     elements = block_m * block_n * (itemsize // 4) ** 2
     if elements > SMALL:
         return None
-    return SmallTile(block_m, block_n, min(256, max(64, elements // 16)) // warp_size)
+    return SmallTile(block_m, block_n, min(256, max(128, elements // 16)) // warp_size)
 
 
 def row_tile(M: int, N: int, itemsize: int, warp_size: int, max_programs: int) -> RowTile:
