@@ -12,6 +12,8 @@ from torch.nn.utils.parametrize import is_parametrized
 from torch.nn.utils.spectral_norm import SpectralNorm as _LegacySpectralNorm
 
 from .dispatch import select
+from .foreach import attach as attach_foreach
+from .foreach import detach as detach_foreach
 from .matrix_view import matrix_view
 from .parametrization import SpectralNormParametrization
 from .wrapper import SpectralNormWrapper
@@ -131,6 +133,7 @@ def remove_spectral_norm(
         )
     for wrapper in wrappers:
         wrapper.remove(leave_parametrized=leave_parametrized)
+    detach_foreach(module)
     return module
 
 
@@ -141,9 +144,13 @@ def apply_spectral_norm(
     exclude_types: Types = (),
     exclude_names: str | Sequence[str] = (),
     predicate: Callable[[str, nn.Module], bool] | None = None,
+    foreach: bool | None = None,
     **options: Any,
 ) -> M:
     """Normalize the ``weight`` of every layer of a model, but those normalized already, by anyone.
+
+    On a GPU the weights are normalized together at the start of the model's forward, in three
+    launches however many they are, and every access during it gets that one result.
 
     Args:
         model: any module; itself a candidate.
@@ -153,6 +160,10 @@ def apply_spectral_norm(
         exclude_names: qualified module names to leave out, exact or shell patterns: ``"head"``,
             ``"blocks.*.shortcut"``.
         predicate: called with a qualified name and its module; False leaves it out.
+        foreach: True normalizes all weights of the model at the start of its forward, those
+            normalized by other calls too; False normalizes each at its access, as
+            :func:`spectral_norm` does; None does the first on GPUs and the second elsewhere. What
+            is accessed outside the model's forward is normalized at its access in any case.
         options: those of :func:`spectral_norm`.
 
     Returns:
@@ -174,6 +185,8 @@ def apply_spectral_norm(
     exclude = _as_tuple(exclude_types)
     patterns = (exclude_names,) if isinstance(exclude_names, str) else tuple(exclude_names)
     _check_selection(model, include, exclude, patterns)
+    if foreach not in (True, False, None):
+        raise ValueError(f"foreach must be True, False or None, got {foreach!r}")
     if "name" in options:
         raise TypeError("apply_spectral_norm takes no name: it normalizes each layer's weight")
     wrappers = [
@@ -189,6 +202,8 @@ def apply_spectral_norm(
         wrapper.check()
     for wrapper in wrappers:
         wrapper.attach()
+    if foreach is not False:
+        attach_foreach(model, everywhere=foreach is True)
     return model
 
 

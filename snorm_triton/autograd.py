@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from contextlib import AbstractContextManager, nullcontext
 from typing import Any, NamedTuple
 
 import torch
@@ -27,8 +28,24 @@ class Normalized(NamedTuple):
 
 def rescaled(ops: Operations, bucket: Sequence[Normalized]) -> tuple[tuple[Tensor, Tensor], ...]:
     """(W / sigma, sigma) of each, made differentiable in W by one node, u and v held constant."""
-    outputs = _Rescale.apply(ops, bucket, *(each.weight for each in bucket))
+    with _hidden_from_saved_tensor_hooks():
+        outputs = _Rescale.apply(ops, bucket, *(each.weight for each in bucket))
     return tuple(zip(outputs[: len(bucket)], outputs[len(bucket) :], strict=True))
+
+
+def _hidden_from_saved_tensor_hooks() -> AbstractContextManager[object]:
+    """Keep what a node saves out of hooks such as those of ``torch.utils.checkpoint``.
+
+    It is the weight and three vectors: nothing to save by recomputation, which may not even pass
+    here, where the weight had been prepared before.
+    """
+    if torch._C._autograd._top_saved_tensors_default_hooks(True) is None:
+        return nullcontext()
+    return torch.autograd.graph.saved_tensors_hooks(_identity, _identity)
+
+
+def _identity(tensor: Tensor) -> Tensor:
+    return tensor
 
 
 def outer(u: Tensor, v: Tensor, shape: torch.Size, dim: int) -> Tensor:

@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator, Sequence
 from contextlib import AbstractContextManager, nullcontext
 from math import prod
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
@@ -12,7 +13,9 @@ from torch import Tensor
 from .autograd import Normalized, outer, rescaled
 from .dispatch import operations
 from .eager import in_dtype_of, nonzero
-from .matrix_view import in_matrix_layout
+from .matrix_view import MatrixView, in_matrix_layout
+
+BUCKET_BYTES = 25 * 2**20  # of weights; as DistributedDataParallel's buckets of gradients
 
 __all__ = ["SpectralNormalized", "l2_normalize", "spectral_normalize"]
 
@@ -73,43 +76,49 @@ def spectral_normalize(
     """
     _check(weight, u, v, dim, n_power_iterations, dtype)
     normalized = normalize(
-        weight,
-        u.contiguous(),
-        v.contiguous(),
-        dim=dim % weight.ndim,
-        n_power_iterations=n_power_iterations,
-        eps=eps,
-        dtype=dtype,
-        backend=backend,
+        Request(
+            weight,
+            u.contiguous(),
+            v.contiguous(),
+            dim % weight.ndim,
+            n_power_iterations,
+            eps,
+            dtype or weight.dtype,
+            backend,
+        )
     )
     return normalized if n_power_iterations > 0 else normalized._replace(u=u, v=v)
 
 
-def normalize(
-    weight: Tensor,
-    u: Tensor,
-    v: Tensor,
-    *,
-    dim: int,
-    n_power_iterations: int,
-    eps: float,
-    dtype: torch.dtype | None,
-    backend: str,
-    buffers: tuple[Tensor, ...] = (),
-) -> SpectralNormalized:
-    """As :func:`spectral_normalize`, of arguments known to be right, and the u and v that it took.
+class Request(NamedTuple):
+    """The arguments of :func:`spectral_normalize`, known to be right, and what modules add."""
 
-    ``buffers`` are overwritten with the new state: none, (sigma,), or (u, v, sigma).
-    """
-    dtype = weight.dtype if dtype is None else dtype
+    weight: Tensor
+    u: Tensor
+    v: Tensor
+    dim: int
+    n_power_iterations: int
+    eps: float
+    dtype: torch.dtype
+    backend: str
+    buffers: tuple[Tensor, ...] = ()  # overwritten with the new state: (sigma,) or (u, v, sigma)
+    sigma: Tensor | None = None  # to be taken as it is, with u and v
+
+
+def normalize(request: Request) -> SpectralNormalized:
+    """As :func:`spectral_normalize`; the u and v are those it took."""
+    weight, dim, dtype = request.weight, request.dim, request.dtype
     if weight.numel() == 0:
+        u, v = request.u, request.v
         return SpectralNormalized((weight * 1).to(dtype), u, v, u.new_zeros(()))
-    ops = operations(weight, backend)
+    ops = operations(weight, request.backend)
     dense, view = in_matrix_layout(weight, dim)
     with torch.no_grad(), without_autocast(weight.device.type):
-        weight_sn, u, v, sigma = ops.normalize(
-            dense, view, u, v, n_power_iterations, eps, dtype, buffers
-        )
+        if request.sigma is None:
+            weight_sn, u, v, sigma = ops.normalize(*_call(request, dense, view))
+        else:
+            u, v, sigma = request.u.clone(), request.v.clone(), request.sigma.clone()
+            weight_sn = ops.rescale(dense, sigma, dtype)
     if torch.is_grad_enabled() and weight.requires_grad:
         if weight.is_complex() or torch.compiler.is_compiling():
             weight_sn, sigma = _rescale_in_torch(weight, u, v, dim, dtype)
@@ -117,6 +126,61 @@ def normalize(
             bucket = (Normalized(dense, view, dim, weight_sn, u, v, sigma),)
             ((weight_sn, sigma),) = rescaled(ops, bucket)
     return SpectralNormalized(weight_sn, u, v, sigma)
+
+
+def normalize_together(requests: Sequence[Request]) -> list[SpectralNormalized]:
+    """As :func:`normalize` of each, in as few launches and autograd nodes as can be.
+
+    One power iteration of any number of weights of one device and dtype is three launches. Their
+    gradients come in buckets of up to ``BUCKET_BYTES``, so that the first need not wait for all.
+    """
+    results: list[SpectralNormalized | None] = [None] * len(requests)
+    groups: dict[object, list[int]] = {}
+    for i, request in enumerate(requests):
+        weight = request.weight
+        if weight.numel() == 0 or weight.is_complex() or request.sigma is not None:
+            results[i] = normalize(request)
+        else:
+            kind = (operations(weight, request.backend), weight.device, weight.dtype, request.dtype)
+            groups.setdefault(kind, []).append(i)
+    for (ops, device, _, _), members in groups.items():
+        places = [in_matrix_layout(requests[i].weight, requests[i].dim) for i in members]
+        calls = [
+            _call(requests[i], *place) for i, place in zip(members, places, strict=True)
+        ]
+        with torch.no_grad(), without_autocast(device.type):
+            outputs = ops.foreach_normalize(calls)
+        differentiable = []
+        for i, (dense, view), output in zip(members, places, outputs, strict=True):
+            results[i] = SpectralNormalized(*output)
+            if torch.is_grad_enabled() and requests[i].weight.requires_grad:
+                differentiable.append((i, Normalized(dense, view, requests[i].dim, *output)))
+        for bucket in _buckets(differentiable):
+            outputs = rescaled(ops, [normalized for _, normalized in bucket])
+            for (i, normalized), (weight_sn, sigma) in zip(bucket, outputs, strict=True):
+                results[i] = SpectralNormalized(weight_sn, normalized.u, normalized.v, sigma)
+    return results  # type: ignore[return-value]
+
+
+def _buckets(
+    members: Sequence[tuple[int, Normalized]],
+) -> Iterator[Sequence[tuple[int, Normalized]]]:
+    """Neighbours of up to ``BUCKET_BYTES`` together."""
+    start, size = 0, 0
+    for end, (_, normalized) in enumerate(members):
+        nbytes = normalized.weight.nbytes
+        if size and size + nbytes > BUCKET_BYTES:
+            yield members[start:end]
+            start, size = end, 0
+        size += nbytes
+    if members:
+        yield members[start:]
+
+
+def _call(request: Request, dense: Tensor, view: MatrixView) -> tuple[Any, ...]:
+    """The arguments of ``Operations.normalize``."""
+    _, u, v, _, n_power_iterations, eps, dtype, _, buffers, _ = request
+    return dense, view, u, v, n_power_iterations, eps, dtype, buffers
 
 
 def l2_normalize(weight: Tensor, eps: float = 1e-12) -> tuple[Tensor, Tensor]:

@@ -12,6 +12,7 @@ from torch import Tensor, nn
 from torch.nn.utils.parametrize import ParametrizationList
 
 from .functional import (
+    Request,
     l2_normalize,
     matrix_shape,
     normalize,
@@ -52,6 +53,8 @@ class SpectralNormParametrization(nn.Module):
     _u: Tensor
     _v: Tensor
     _sigma: Tensor
+    # A weight normalized ahead of its access, where a model's are normalized together.
+    prepared: Any = None
 
     def __init__(
         self,
@@ -108,31 +111,47 @@ class SpectralNormParametrization(nn.Module):
 
     def forward(self, weight: Tensor) -> Tensor:
         """``weight / sigma``, of the weight's shape, dtype and memory layout."""
-        iterates = self.training or self.power_iter_on_eval
         if weight.ndim == 1:
             weight_sn, sigma = l2_normalize(weight, self.eps)
             with torch.no_grad():
                 self._sigma.copy_(sigma)
             return weight_sn
+        prepared = self.prepared
+        if prepared is not None and not torch.compiler.is_compiling():
+            if prepared.serves(weight, self):
+                return prepared.weight_sn  # type: ignore[no-any-return]
+        return normalize(self.request(weight)).weight_sn
+
+    def request(self, weight: Tensor) -> Request:
+        """What an access to ``weight`` computes now, and the buffers that it overwrites."""
         buffers = self._buffers
         u, v, sigma = buffers["_u"], buffers["_v"], buffers["_sigma"]
         assert u is not None and v is not None and sigma is not None
-        if iterates:
-            written: tuple[Tensor, ...] = (u, v, sigma)
-        else:  # a compiled evaluation is pure
-            written = () if torch.compiler.is_compiling() else (sigma,)
         dtype = state_dtype(weight)
-        return normalize(
+        n_power_iterations, written, replayed = 0, (sigma,), None
+        if torch.compiler.is_compiling():
+            written = ()  # a compiled evaluation is pure
+        elif torch._C._current_graph_task_id() != -1:
+            # Inside a backward: what was a forward is recomputed, and must not come out otherwise.
+            written, replayed = (), sigma.to(dtype)
+        if (self.training or self.power_iter_on_eval) and replayed is None:
+            n_power_iterations, written = self.n_power_iterations, (u, v, sigma)
+        return Request(
             weight,
             u if u.dtype == dtype else u.to(dtype),
             v if v.dtype == dtype else v.to(dtype),
-            dim=self.dim,
-            n_power_iterations=self.n_power_iterations if iterates else 0,
-            eps=self.eps,
-            dtype=None,
-            backend=self.backend,
-            buffers=written,
-        ).weight_sn
+            self.dim,
+            n_power_iterations,
+            self.eps,
+            weight.dtype,
+            self.backend,
+            written,
+            replayed,
+        )
+
+    def __getstate__(self) -> dict[str, Any]:
+        # What was prepared belongs to a forward of this very module.
+        return {key: value for key, value in self.__dict__.items() if key != "prepared"}
 
     def right_inverse(self, value: Tensor) -> Tensor:
         """The value itself: assigning to the parameter sets the weight before normalization."""

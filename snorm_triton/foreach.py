@@ -1,0 +1,175 @@
+"""A whole model's weights normalized together, at the start of its forward.
+
+A forward pre-hook on the model prepares the normalized weight of every layer; an access during that
+forward takes what was prepared for it. Anything else is computed at the access as always: outside
+that forward, in another thread, or when the weight, the mode or the graph it should hang on is not
+the one it was prepared for.
+"""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Iterator
+from types import FrameType
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.nn.parameter import Parameter
+from torch.nn.utils import parametrize
+from torch.nn.utils.parametrize import ParametrizationList
+from torch.optim.optimizer import register_optimizer_step_post_hook
+
+from .functional import normalize_together
+from .parametrization import SpectralNormParametrization
+
+
+class Prepared:
+    """A normalized weight, and what must still be so for it to be handed out."""
+
+    optimizer_steps = 0  # of any optimizer: fused ones do not show in a weight's version
+
+    def __init__(
+        self,
+        weight: Tensor,
+        weight_sn: Tensor,
+        parametrization: SpectralNormParametrization,
+        forward: FrameType,
+    ) -> None:
+        self.weight = weight
+        self.weight_sn = weight_sn
+        self.forward = forward
+        self.conditions = self._conditions(weight, parametrization)
+        self.with_grad = torch.is_grad_enabled()
+
+    @staticmethod
+    def _conditions(
+        weight: Tensor, parametrization: SpectralNormParametrization
+    ) -> tuple[object, ...]:
+        return (
+            0 if weight.is_inference() else weight._version,
+            weight.data_ptr(),
+            weight.requires_grad,
+            parametrization.training,
+            Prepared.optimizer_steps,
+        )
+
+    def serves(self, weight: Tensor, parametrization: SpectralNormParametrization) -> bool:
+        """Whether an access to ``weight`` here and now gets this."""
+        return (
+            weight is self.weight
+            and (self.with_grad or not torch.is_grad_enabled())
+            and self._conditions(weight, parametrization) == self.conditions
+            and _is_running(self.forward)
+        )
+
+
+def attach(model: nn.Module, everywhere: bool) -> None:
+    """Prepare the model's weights at each of its forwards: ``everywhere``, or only on GPUs."""
+    detach(model)
+    prepare = _prepare_everywhere if everywhere else _prepare_on_gpus
+    model.register_forward_pre_hook(prepare)
+    model.register_forward_hook(_forget, always_call=True)
+
+
+def detach(model: nn.Module) -> None:
+    """Undo :func:`attach`, also of a submodule that was given to it."""
+    for module in model.modules():
+        for hooks in (module._forward_pre_hooks, module._forward_hooks):
+            for key, hook in list(hooks.items()):
+                if hook in (_prepare_everywhere, _prepare_on_gpus, _forget):
+                    del hooks[key]
+                    module._forward_hooks_always_called.pop(key, None)
+
+
+# Hooks read the module that they are given: a closure would make a copy of the model prepare the
+# weights of the original.
+def _prepare_everywhere(model: nn.Module, args: Any) -> None:
+    if not torch.compiler.is_compiling():
+        _prepare(model, sys._getframe(1), everywhere=True)
+
+
+def _prepare_on_gpus(model: nn.Module, args: Any) -> None:
+    if not torch.compiler.is_compiling():
+        _prepare(model, sys._getframe(1), everywhere=False)
+
+
+def _forget(model: nn.Module, args: Any, output: Any) -> None:
+    if torch.compiler.is_compiling():
+        return
+    ending = sys._getframe(1)
+    for _, _, parametrizations in _parametrized(model):
+        for parametrization in parametrizations:
+            prepared = getattr(parametrization, "prepared", None)
+            # What an outer forward prepared stays until that ends.
+            if prepared is not None and (
+                prepared.forward is ending or not _is_running(prepared.forward)
+            ):
+                parametrization.prepared = None  # type: ignore[assignment]
+
+
+def _prepare(model: nn.Module, forward: FrameType, everywhere: bool) -> None:
+    chosen = []
+    for module, name, parametrizations in _parametrized(model):
+        weight = parametrizations.original
+        # Stacked normalizations, sharded weights and the like are left to the access.
+        if len(parametrizations) != 1 or type(weight) not in (Tensor, Parameter):
+            continue
+        parametrization = parametrizations[0]
+        if not isinstance(parametrization, SpectralNormParametrization) or weight.ndim < 2:
+            continue
+        if not everywhere and weight.device.type == "cpu":
+            continue
+        if _is_cached(module, name):
+            continue
+        prepared = parametrization.prepared
+        if prepared is None or not prepared.serves(weight, parametrization):
+            chosen.append((weight, parametrization))
+    requests = [parametrization.request(weight) for weight, parametrization in chosen]
+    for (weight, parametrization), normalized in zip(
+        chosen, normalize_together(requests), strict=True
+    ):
+        parametrization.prepared = Prepared(
+            weight, normalized.weight_sn, parametrization, forward
+        )
+
+
+def _parametrized(model: nn.Module) -> Iterator[tuple[nn.Module, str, ParametrizationList]]:
+    """Every parametrized tensor of the model, once: its module, its name, its parametrizations."""
+    seen = {model}
+    waiting = [model]
+    while waiting:
+        module = waiting.pop()
+        children = module._modules
+        parametrizations = children.get("parametrizations")
+        if parametrizations is not None:
+            for name, each in parametrizations._modules.items():
+                if isinstance(each, ParametrizationList):
+                    yield module, name, each
+        for name, child in children.items():
+            if child is not None and name != "parametrizations" and child not in seen:
+                seen.add(child)
+                waiting.append(child)
+
+
+def _is_cached(module: nn.Module, name: str) -> bool:
+    """Whether ``parametrize.cached()`` holds the tensor, and no access will compute it."""
+    return bool(parametrize._cache_enabled) and (id(module), name) in parametrize._cache
+
+
+def _is_running(frame: FrameType | None) -> bool:
+    """Whether ``frame`` is among the callers: not so in another thread, nor once it has ended.
+
+    A hook is not told of every end: KeyboardInterrupt passes it by.
+    """
+    caller: FrameType | None = sys._getframe(1)
+    while caller is not None and caller is not frame:
+        caller = caller.f_back
+    return caller is not None
+
+
+def _count_step(optimizer: Any, args: Any, kwargs: Any) -> None:
+    Prepared.optimizer_steps += 1
+
+
+register_optimizer_step_post_hook(_count_step)
