@@ -18,6 +18,11 @@ def on_device_of(tensor: Tensor) -> AbstractContextManager[object]:
     return torch.accelerator.device_index(device.index)
 
 
+def is_capturing(device: torch.device) -> bool:
+    """Whether launches are recorded into a graph, which replays them at fixed addresses."""
+    return device.type == "cuda" and torch.cuda.is_current_stream_capturing()
+
+
 def warp_size(device: torch.device) -> int:
     """Threads in a warp: 64 on ROCm's data-center devices, 32 elsewhere."""
     return 64 if device.type == "cuda" and torch.version.hip is not None else 32

@@ -103,11 +103,11 @@ def _triton_operations() -> Operations:
     from .kernels.gradient import rescale_backward
     from .kernels.normalize import normalize
     from .kernels.rescale import rescale
+    from .kernels.together import foreach_normalize, foreach_rescale_backward
 
-    def each(operation):
-        return lambda calls: [operation(*call) for call in calls]
-
-    return Operations(normalize, rescale, rescale_backward, each(normalize), each(rescale_backward))
+    return Operations(
+        normalize, rescale, rescale_backward, foreach_normalize, foreach_rescale_backward
+    )
 
 
 def _triton_refusal(weight: Tensor, forced: bool) -> str | None:

@@ -171,8 +171,8 @@ def test_apply_changes_no_layer_if_one_is_refused():
     assert sigmas(model) == {}
     with pytest.raises(TypeError, match="n_iterations"):
         apply_spectral_norm(model, n_iterations=2)
-    with pytest.raises(TypeError, match="foreach"):
-        apply_spectral_norm(model, foreach=True)
+    with pytest.raises(ValueError, match="foreach"):
+        apply_spectral_norm(model, foreach="yes")
 
 
 @pytest.mark.parametrize("recursive", [True, False])

@@ -1,0 +1,100 @@
+"""Many weights in one launch: a table on the device says where each lies and who computes it."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from itertools import accumulate
+from typing import NamedTuple
+
+import torch
+import triton
+import triton.language as tl
+from torch import Tensor
+
+from .config import next_power_of_two
+
+# Rows of a table; a column is a layer. Addresses are of bytes, places count elements.
+WEIGHT = tl.constexpr(0)  # address
+U = tl.constexpr(1)  # address
+V = tl.constexpr(2)  # address
+SIGMA = tl.constexpr(3)  # address
+OUT = tl.constexpr(4)  # address, or place in units of OUT_UNIT
+GRAD = tl.constexpr(5)  # address
+GRAD_SIGMA = tl.constexpr(6)  # address, 0 for none
+STATE = tl.constexpr(7)  # place of the fresh u, then v
+SCRATCH = tl.constexpr(8)  # place
+M_SIZE = tl.constexpr(9)
+N_SIZE = tl.constexpr(10)
+Q_SIZE = tl.constexpr(11)
+K_SIZE = tl.constexpr(12)
+C_SIZE = tl.constexpr(13)
+FIRST = tl.constexpr(14)  # and the next two: the layer's first program in each launch
+FIELDS = 17
+
+OUT_UNIT = tl.constexpr(64)
+NEVER = 2**62  # the first program of a column that is no layer
+
+
+class Column(NamedTuple):
+    """A layer's fields but the last, in the order of the rows, and its programs in each launch."""
+
+    weight: int
+    u: int
+    v: int
+    sigma: int
+    out: int
+    grad: int
+    grad_sigma: int
+    state: int
+    scratch: int
+    M: int
+    N: int
+    Q: int
+    K: int
+    C: int
+    programs: tuple[int, int, int]
+
+
+class Table(NamedTuple):
+    """[FIELDS, layers] on the device, the layers a power of two, and the programs to launch."""
+
+    fields: Tensor
+    layers: int
+    programs: tuple[int, ...]
+
+
+def upload(columns: Sequence[Column], device: torch.device) -> Table:
+    """The table on ``device``, without waiting for it."""
+    layers = next_power_of_two(len(columns))
+    rows = [list(row) for row in zip(*(column[:-1] for column in columns), strict=True)]
+    programs = []
+    for of_launch in zip(*(column.programs for column in columns), strict=True):
+        *first, total = accumulate(of_launch, initial=0)
+        rows.append(first)
+        programs.append(total)
+    rows = [row + [NEVER] * (layers - len(columns)) for row in rows]
+    on_gpu = device.type not in ("cpu", "meta")
+    fields = torch.tensor(rows, dtype=torch.int64, pin_memory=on_gpu)
+    return Table(fields.to(device, non_blocking=True), layers, tuple(programs))
+
+
+@triton.jit
+def layer_of(table_ptr, row, LAYERS: tl.constexpr):
+    """The layer that this program works for, and its number among that layer's programs."""
+    i = tl.arange(0, LAYERS)
+    first = tl.load(table_ptr + row * LAYERS + i)
+    started = first <= tl.program_id(0)
+    layer = tl.sum(started.to(tl.int32), axis=0) - 1
+    return layer, (tl.program_id(0) - tl.max(tl.where(started, first, 0), axis=0)).to(tl.int32)
+
+
+@triton.jit
+def entry(table_ptr, row, layer, LAYERS: tl.constexpr):
+    """An address or a place. int64."""
+    return tl.load(table_ptr + row * LAYERS + layer)
+
+
+@triton.jit
+def size(table_ptr, row, layer, LAYERS: tl.constexpr):
+    """A size or a count. int32."""
+    return tl.load(table_ptr + row * LAYERS + layer).to(tl.int32)

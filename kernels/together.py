@@ -1,0 +1,223 @@
+"""The launches for many weights of one device and dtype, however many they are.
+
+A power iteration is three launches, a gradient two.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from functools import lru_cache
+from typing import Any, NamedTuple
+
+import torch
+import triton.language as tl
+from torch import Tensor
+
+from ..matrix_view import MatrixView
+from . import launch
+from .config import (
+    DOT_BLOCK,
+    DOT_PROGRAMS,
+    ELEMENTWISE_BLOCK,
+    VECTOR_BLOCK,
+    ceil_div,
+    chunk_tile,
+)
+from .foreach import (
+    foreach_finish,
+    foreach_grad_apply,
+    foreach_grad_dot,
+    foreach_power,
+    foreach_reduce,
+)
+from .gradient import rescale_backward
+from .normalize import normalize
+from .table import OUT_UNIT, Column, Table, upload
+
+TYPES = {
+    torch.float64: tl.float64,
+    torch.float32: tl.float32,
+    torch.float16: tl.float16,
+    torch.bfloat16: tl.bfloat16,
+}
+Normalized = tuple[Tensor, Tensor, Tensor, Tensor]
+
+
+class Layer(NamedTuple):
+    """Where a layer's weight and live state lie, and how it is read."""
+
+    weight: int
+    u: int
+    v: int
+    sigma: int
+    view: MatrixView
+
+
+class Plan(NamedTuple):
+    """The table of a power iteration, and the elements of memory it takes."""
+
+    table: Table
+    outs: tuple[int, ...]  # place of each output
+    states: tuple[int, ...]  # place of each fresh u, then v
+    out_size: int
+    state_size: int
+    scratch_size: int
+
+
+def foreach_normalize(calls: Sequence[tuple[Any, ...]]) -> list[Normalized]:
+    """``normalize`` of each, together where one iteration updates live buffers."""
+    if launch.is_capturing(calls[0][0].device):
+        return [normalize(*call) for call in calls]
+    members = [i for i, call in enumerate(calls) if _joins(*call)]
+    together = _iterate([calls[i] for i in members]) if len(members) > 1 else []
+    results = dict(zip(members, together, strict=False))
+    return [results[i] if i in results else normalize(*call) for i, call in enumerate(calls)]
+
+
+def foreach_rescale_backward(calls: Sequence[tuple[Any, ...]]) -> list[Tensor]:
+    """``rescale_backward`` of each."""
+    weight = calls[0][2]
+    grad_types = {call[0].dtype for call in calls}
+    longest = max(call[2].numel() for call in calls)
+    if launch.is_capturing(weight.device) or len(grad_types) > 1 or longest >= 2**31:
+        return [rescale_backward(*call) for call in calls]
+    outs = [torch.empty_like(call[2]) for call in calls]
+    zero = calls[0][4].new_zeros(1)
+    columns = []
+    for (grad, grad_sigma, weight, view, u, v, sigma), out in zip(calls, outs, strict=True):
+        numel = weight.numel()
+        blocks = min(ceil_div(numel, DOT_BLOCK), DOT_PROGRAMS)
+        tiles = view.P * ceil_div(view.M * view.Q, ELEMENTWISE_BLOCK)
+        column = Column(
+            *(x.data_ptr() for x in (weight, u, v, sigma, out, grad)),
+            grad_sigma=(zero if grad_sigma is None else grad_sigma).data_ptr(),
+            state=0,
+            scratch=0,
+            **_sizes(view),
+            programs=(blocks, tiles, 0),
+        )
+        columns.append(column)
+    table = upload(columns, weight.device)
+    partial = zero.new_empty(table.layers, DOT_PROGRAMS)
+    arguments = {
+        "table_ptr": table.fields,
+        "partial_ptr": partial,
+        "GRAD_TYPE": TYPES[grad.dtype],
+        "WEIGHT_TYPE": TYPES[weight.dtype],
+        "LAYERS": table.layers,
+        "PROGRAMS": DOT_PROGRAMS,
+    }
+    with launch.on_device_of(weight):
+        foreach_grad_dot[(table.programs[0],)](**arguments, BLOCK=DOT_BLOCK, num_warps=8)
+        foreach_grad_apply[(table.programs[1],)](
+            **arguments,
+            HAS_GRAD_SIGMA=any(call[1] is not None for call in calls),
+            DOT_BLOCK=DOT_BLOCK,
+            BLOCK=ELEMENTWISE_BLOCK,
+            num_warps=8,
+        )
+    return outs
+
+
+def _joins(
+    weight: Tensor,
+    view: MatrixView,
+    u: Tensor,
+    v: Tensor,
+    n_power_iterations: int,
+    eps: float,
+    dtype: torch.dtype,
+    buffers: tuple[Tensor, ...],
+) -> bool:
+    live = len(buffers) == 3 and buffers[0] is u and buffers[1] is v
+    aligned = weight.data_ptr() % 16 == 0 and weight.numel() < 2**31
+    return live and aligned and n_power_iterations == 1 and buffers[2].dtype == u.dtype
+
+
+def _iterate(calls: Sequence[tuple[Any, ...]]) -> list[Normalized]:
+    weight, _, u, _, _, _, dtype, _ = calls[0]
+    layers = tuple(
+        Layer(weight.data_ptr(), *(buffer.data_ptr() for buffer in buffers), view)
+        for weight, view, _, _, _, _, _, buffers in calls
+    )
+    plan = _plan(layers, weight.device, dtype.itemsize, u.element_size())
+    out = weight.new_empty(plan.out_size, dtype=dtype)
+    state = u.new_empty(plan.state_size)
+    scratch = u.new_empty(plan.scratch_size)
+    tile = chunk_tile(1, u.element_size(), launch.warp_size(u.device))
+    arguments = {
+        "table_ptr": plan.table.fields,
+        "out_ptr": out,
+        "scratch_ptr": scratch,
+        "LAYERS": plan.table.layers,
+        "R": tile.R,
+    }
+    kind = TYPES[weight.dtype]
+    power, reduce, finish = ((programs,) for programs in plan.table.programs)
+    with launch.on_device_of(weight):
+        foreach_power[power](
+            **arguments, WEIGHT_TYPE=kind, BLOCK_N=tile.BLOCK_N, num_warps=tile.num_warps
+        )
+        foreach_reduce[reduce](**arguments, BLOCK=VECTOR_BLOCK, ROWS_AT_ONCE=8)
+        foreach_finish[finish](
+            **arguments,
+            state_ptr=state,
+            WEIGHT_TYPE=kind,
+            BLOCK=ELEMENTWISE_BLOCK,
+            VECTOR_BLOCK=VECTOR_BLOCK,
+        )
+    return [
+        (
+            # Not views of one tensor: they would share a version counter.
+            _part(out, plan.outs[i], call[0].shape, call[0].stride()),
+            *state[plan.states[i] :][: call[1].M + call[1].N].split((call[1].M, call[1].N)),
+            _part(state, i, (), ()),
+        )
+        for i, call in enumerate(calls)
+    ]
+
+
+@lru_cache(maxsize=64)
+def _plan(layers: tuple[Layer, ...], device: torch.device, out_bytes: int, bytes_: int) -> Plan:
+    rows = chunk_tile(1, bytes_, 32).R
+    unit = OUT_UNIT.value
+    columns: list[Column] = []
+    out_size, state_size, scratch_size = 0, len(layers), 0
+    outs, states = [], []
+    for weight, u, v, sigma, view in layers:
+        numel, M, N = view.M * view.N, view.M, view.N
+        programs = (ceil_div(M, rows), ceil_div(N, VECTOR_BLOCK), ceil_div(numel, ELEMENTWISE_BLOCK))
+        outs.append(out_size)
+        states.append(state_size)
+        columns.append(
+            Column(
+                weight,
+                u,
+                v,
+                sigma,
+                out=out_size // unit,
+                grad=0,
+                grad_sigma=0,
+                state=state_size,
+                scratch=scratch_size,
+                **_sizes(view),
+                programs=programs,
+            )
+        )
+        # The shares of s lie in the output's memory: it is written only once they have been read.
+        shares = ceil_div(programs[0] * N * bytes_, out_bytes)
+        out_size += ceil_div(max(numel, shares), unit) * unit
+        state_size += M + N
+        scratch_size += M + N + 2 * (programs[0] + programs[1])
+    table = upload(columns, device)
+    return Plan(table, tuple(outs), tuple(states), out_size, state_size, scratch_size)
+
+
+def _sizes(view: MatrixView) -> dict[str, int]:
+    return {"M": view.M, "N": view.N, "Q": view.Q, "K": view.K, "C": view.C}
+
+
+def _part(
+    memory: Tensor, place: int, shape: tuple[int, ...], stride: tuple[int, ...]
+) -> Tensor:
+    return memory.new_empty(0).set_(memory.untyped_storage(), place, shape, stride)
