@@ -6,10 +6,11 @@ JOBS := 2
 RESULTS := bench/results
 BENCH_JSON := .benchmarks/latest.json
 BENCH_ARGS :=
+TRAFFIC_ARGS :=
 DEMO_ARGS :=
 
 .DEFAULT_GOAL := help
-.PHONY: help demo test lint compile-check bench gpu clean given-python
+.PHONY: help demo test lint compile-check traffic bench gpu clean given-python
 
 ifeq ($(origin PYTHON),file)
 READY := $(VENV)/.installed
@@ -51,6 +52,9 @@ lint: $(READY)  ## ruff check, ruff format --check, mypy
 
 compile-check: $(READY)  ## cross-compile every kernel, without a GPU, and fail on a spill
 	$(PYTHON) tests/compile_only/compile_check.py
+
+traffic: $(READY)  ## the bytes that every kernel moves for the layers of the benchmarks, without a GPU
+	$(PYTHON) -m bench.traffic $(TRAFFIC_ARGS)
 
 bench: $(READY)  ## ours beside torch's two spectral norms and a copy, on the device at hand
 	@mkdir -p $(dir $(BENCH_JSON))
