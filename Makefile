@@ -50,7 +50,7 @@ lint: $(READY)  ## ruff check, ruff format --check, mypy
 	$(PYTHON) -m ruff format --check .
 	$(PYTHON) -m mypy snorm_triton
 
-compile-check: $(READY)  ## cross-compile every kernel, without a GPU, and fail on a spill
+compile-check: $(READY)  ## cross-compile every kernel, without a GPU; fails on a spill or a narrow load
 	$(PYTHON) tests/compile_only/compile_check.py
 
 traffic: $(READY)  ## the bytes that every kernel moves for the layers of the benchmarks, without a GPU
