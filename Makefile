@@ -7,10 +7,11 @@ RESULTS :=
 RUN :=
 BENCH_JSON := .benchmarks/latest.json
 BENCH_ARGS :=
+TRAFFIC_ARGS :=
 DEMO_ARGS :=
 
 .DEFAULT_GOAL := help
-.PHONY: help demo test lint compile-check bench bench-compare gpu clean given-python
+.PHONY: help demo test lint compile-check traffic bench bench-compare gpu clean given-python
 
 ifeq ($(origin PYTHON),file)
 READY := $(VENV)/.installed
@@ -50,8 +51,11 @@ lint: $(READY)  ## ruff check, ruff format --check, mypy
 	$(PYTHON) -m ruff format --check .
 	$(PYTHON) -m mypy snorm_triton
 
-compile-check: $(READY)  ## cross-compile every kernel, without a GPU, and fail on a spill
+compile-check: $(READY)  ## cross-compile every kernel, without a GPU; fails on a spill or a narrow load
 	$(PYTHON) tests/compile_only/compile_check.py
+
+traffic: $(READY)  ## the bytes that every kernel moves for the layers of the benchmarks, without a GPU
+	$(PYTHON) -m bench.traffic $(TRAFFIC_ARGS)
 
 bench: $(READY)  ## ours beside torch's spectral norms and a copy, on the device at hand
 	$(PYTEST_BENCH) bench $(BENCH_ARGS)

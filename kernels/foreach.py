@@ -146,9 +146,8 @@ def foreach_finish(
     tl.store(out + offset, scaled, mask=offset < whole)
     if block == 0:
         rest = whole + tl.arange(0, 16)
-        w = tl.load(weight + rest, mask=rest < numel)
-        scaled = (w.to(acc) * inverse).to(out_ptr.dtype.element_ty)
-        tl.store(out + rest, scaled, mask=rest < numel)
+        last = tl.load(weight + rest, mask=rest < numel).to(acc) * inverse
+        tl.store(out + rest, last.to(out_ptr.dtype.element_ty), mask=rest < numel)
         tl.store(state_ptr + layer, sigma)
         tl.store(entry(table_ptr, SIGMA, layer, LAYERS).to(tl.pointer_type(acc)), sigma)
     u = entry(table_ptr, U, layer, LAYERS).to(tl.pointer_type(acc))

@@ -1,30 +1,29 @@
 """Compile every kernel variant for every target, without a GPU, and print what it costs.
 
 The variants are the launches that the launchers really make: they are run on meta tensors, and each
-kernel call is caught and compiled instead. Fails if a kernel spills registers.
+kernel call is caught and compiled instead. Fails if a kernel spills registers, or takes the weight
+in less than 16 bytes at a time where its rows allow that.
 """
 
 from __future__ import annotations
 
 import re
-import subprocess
 import sys
-import tempfile
 from collections.abc import Iterator
 from concurrent.futures import ProcessPoolExecutor
 from contextlib import contextmanager
-from dataclasses import dataclass
-from pathlib import Path
+from dataclasses import dataclass, replace
 from typing import Any
 from unittest import mock
 
 import torch
 import triton
+from sass import allows_widest, global_accesses, run_tool, summary, too_narrow
 from triton.backends.compiler import GPUTarget
 from triton.compiler import ASTSource
 from triton.runtime.jit import JITFunction
 
-from snorm_triton.kernels import config, gradient, launch, normalize, rescale
+from snorm_triton.kernels import config, gradient, launch, normalize, rescale, together
 from snorm_triton.matrix_view import in_matrix_layout
 
 TARGETS = {
@@ -33,12 +32,15 @@ TARGETS = {
     "sm_100": GPUTarget("cuda", 100, 32),
     "gfx942": GPUTarget("hip", "gfx942", 64),
 }
+# Triton chooses the widths, alike for every target; disassembling takes longer than compiling.
+DISASSEMBLED = "sm_90"
 TRITON_TYPES = {
     torch.float64: "fp64",
     torch.float32: "fp32",
     torch.float16: "fp16",
     torch.bfloat16: "bf16",
 }
+POINTER_TYPES = {**TRITON_TYPES, torch.int64: "i64"}
 # layout: shape, dim, channels_last
 LAYOUTS = {
     "Linear 4096x4096": ((4096, 4096), 0, False),
@@ -53,6 +55,7 @@ LAYOUTS = {
     "ConvTranspose2d 512-256 k3": ((512, 256, 3, 3), 1, False),
     "ConvTranspose2d 512-256 k4 channels_last": ((512, 256, 4, 4), 1, True),
     "ConvTranspose1d 512-256 k2": ((512, 256, 2), 1, False),
+    "ConvTranspose2d 512-256 k2": ((512, 256, 2, 2), 1, False),
     "Conv2d dim=2 channels_last": ((64, 32, 3, 3), 2, True),
 }
 
@@ -68,12 +71,13 @@ class Variant:
     constants: tuple[tuple[str, Any], ...]
     aligned: tuple[str, ...]
     num_warps: int
+    widest: bool  # the matrix's rows allow accesses of 16 bytes
 
     @property
     def dtype(self) -> str:
         """The narrowest of the pointers: the weight's own where the kernel reads it."""
         pointers = [kind for _, kind in self.signature if kind.startswith("*")]
-        return min((kind.lstrip("*") for kind in pointers), key=lambda kind: int(kind.strip("bfp")))
+        return min((kind.lstrip("*") for kind in pointers), key=lambda kind: int(kind.strip("bfpi")))
 
 
 def main() -> int:
@@ -83,35 +87,37 @@ def main() -> int:
         for variant in launched_variants(description.warp_size)
     ]
     width = max(len(variant.kernel) for _, variant in work)
-    spilled = 0
+    spilled = narrow = 0
     with ProcessPoolExecutor() as pool:
         for (target, variant), usage in zip(
             work, pool.map(compile_variant, work, chunksize=8), strict=True
         ):
             spilled += usage["spills"] > 0
+            narrow += bool(usage["narrow"])
             print(
                 f"{target:7} {variant.kernel:{width}} {variant.dtype:4} {variant.layout:42}"
                 f" warps {variant.num_warps:2}  registers {usage['registers']:3}"
                 f"  shared {usage['shared']:5}  spills {usage['spills']}"
+                f"  {usage['accesses']}{usage['narrow'] and '  TOO NARROW: ' + usage['narrow']}"
             )
     kernels = {variant.kernel for _, variant in work}
     print(
         f"{len(kernels)} kernels, {len(work)} variants on {', '.join(TARGETS)}"
-        f" with Triton {triton.__version__}: {spilled or 'no'} spill{'s' if spilled > 1 else ''}"
+        f" with Triton {triton.__version__}: {spilled or 'no'} spill{'s' if spilled > 1 else ''},"
+        f" {narrow or 'none'} with narrow access of the weight"
     )
-    return 1 if spilled else 0
+    return 1 if spilled or narrow else 0
 
 
 def launched_variants(warp_size: int) -> list[Variant]:
     """The distinct kernel variants of every layout and dtype, forward, evaluation and backward."""
-    variants: dict[tuple[Any, ...], Variant] = {}
+    variants: dict[Variant, Variant] = {}
     for layout, (shape, dim, channels_last) in LAYOUTS.items():
         for dtype in TRITON_TYPES:
             with caught_launches(layout, warp_size) as caught:
                 run_every_launcher(shape, dim, channels_last, dtype)
             for variant in caught:
-                key = (variant.kernel, variant.signature, variant.constants, variant.aligned)
-                variants.setdefault((*key, variant.num_warps), variant)
+                variants.setdefault(replace(variant, layout=""), variant)
     return list(variants.values())
 
 
@@ -132,6 +138,9 @@ def run_every_launcher(
             grad = rescale.rescale(weight, sigma, dtype)
             for grad_sigma in (None, sigma):
                 gradient.rescale_backward(grad, grad_sigma, weight, view, u, v, sigma)
+    together.foreach_normalize([(weight, view, u, v, 1, 1e-12, dtype, (u, v, sigma))] * 3)
+    for grad_sigma in (None, sigma):
+        together.foreach_rescale_backward([(grad, grad_sigma, weight, view, u, v, sigma)] * 3)
 
 
 @contextmanager
@@ -161,7 +170,7 @@ def variant_of(kernel: JITFunction, layout: str, arguments: dict[str, Any]) -> V
             constants.append((name, value))
             continue
         if isinstance(value, torch.Tensor):
-            signature.append((name, "*" + TRITON_TYPES[value.dtype]))
+            signature.append((name, "*" + POINTER_TYPES[value.dtype]))
             aligned.append(name)
         elif isinstance(value, float):
             signature.append((name, "fp32"))
@@ -169,12 +178,14 @@ def variant_of(kernel: JITFunction, layout: str, arguments: dict[str, Any]) -> V
             signature.append((name, "i32" if value < 2**31 else "i64"))
             aligned.extend([name] if value % 16 == 0 else [])
     module, name = kernel.fn.__module__, kernel.fn.__name__
-    return Variant(
-        module, name, layout, tuple(signature), tuple(constants), tuple(aligned), num_warps
-    )
+    itemsize = min(x.itemsize for x in arguments.values() if isinstance(x, torch.Tensor))
+    takes_matrix = arguments.get("RESCALES", True)
+    widest = takes_matrix and allows_widest(arguments, itemsize)
+    compiled_as = tuple(signature), tuple(constants), tuple(aligned), num_warps, widest
+    return Variant(module, name, layout, *compiled_as)
 
 
-def compile_variant(work: tuple[str, Variant]) -> dict[str, int]:
+def compile_variant(work: tuple[str, Variant]) -> dict[str, Any]:
     target, variant = work
     kernel = getattr(sys.modules[variant.module], variant.kernel)
     index = {parameter.name: (parameter.num,) for parameter in kernel.params}
@@ -187,17 +198,17 @@ def compile_variant(work: tuple[str, Variant]) -> dict[str, int]:
     options = {"num_warps": variant.num_warps}
     compiled = triton.compile(source, target=TARGETS[target], options=options)
     usage = nvidia_usage if target.startswith("sm_") else amd_usage
-    return {"shared": compiled.metadata.shared, **usage(compiled.asm)}
+    costs = {"shared": compiled.metadata.shared, **usage(compiled.asm)}
+    if target != DISASSEMBLED:
+        return {**costs, "accesses": "", "narrow": ""}
+    accesses = global_accesses(compiled.asm["cubin"])
+    narrow = too_narrow(accesses, kernel) if variant.widest else []
+    return {**costs, "accesses": summary(accesses), "narrow": summary(narrow)}
 
 
 def nvidia_usage(asm: dict[str, Any]) -> dict[str, int]:
-    """Registers and spills of a cubin, by the cuobjdump in Triton; spills live on the stack."""
-    cuobjdump = Path(triton.__file__).parent / "backends/nvidia/bin/cuobjdump"
-    with tempfile.NamedTemporaryFile(suffix=".cubin") as cubin:
-        cubin.write(asm["cubin"])
-        cubin.flush()
-        command = [str(cuobjdump), "-res-usage", cubin.name]
-        report = subprocess.run(command, capture_output=True, text=True, check=True).stdout
+    """Registers and spills of a cubin; spills live on the stack."""
+    report = run_tool("cuobjdump", "-res-usage", cubin=asm["cubin"])
     found = re.search(r"REG:(\d+) STACK:(\d+) SHARED:\d+ LOCAL:(\d+)", report)
     if found is None:
         raise RuntimeError(f"cuobjdump -res-usage printed no register count: {report!r}")

@@ -1,0 +1,188 @@
+"""Bytes that the kernels move for a weight, and the time that a memory-bound GPU needs for them.
+
+python -m bench.traffic                               the layers of the benchmarks
+python -m bench.traffic --shape 512 256 4 4 --dim 1   one weight
+python -m bench.traffic --tensors --json FILE         each tensor too; all of it as JSON
+
+The real launchers run in Triton's interpreter, and every load and store of theirs is counted:
+"must" is each byte that a launch touches, once; "does" is the 32-byte sectors it takes, each once a
+program; "again" is what a program takes a second time, perhaps from cache. Sums over an operation's
+launches are in copies, one read and one write of the weight. Over the bandwidth of a copy they are
+the time: "must" where caches hold whatever a launch takes twice, all three where they hold nothing.
+Not in it: the time of launches, and what one launch leaves in cache for the next.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import os
+import subprocess
+import sys
+import tempfile
+from collections.abc import Iterator
+from dataclasses import asdict, dataclass
+from functools import lru_cache
+from math import prod
+from pathlib import Path
+from typing import Any
+
+import torch
+import triton
+from torch import nn
+
+from bench.accesses import Launch, Traffic, recorded_launches
+from bench.cases import LAYERS, Case
+from snorm_triton.functional import matrix_shape, spectral_normalize, state_dtype
+
+ROOT = Path(__file__).resolve().parents[1]
+DTYPES = ("float32", "bfloat16", "float16", "float64")
+TRANSPOSED = (nn.ConvTranspose1d, nn.ConvTranspose2d, nn.ConvTranspose3d)
+KINDS = ("must", "does", "again")
+LONG = 4 * 2**20  # elements, which the interpreter takes seconds for
+
+
+@dataclass(frozen=True)
+class Weight:
+    """A weight as the kernels see it: shape, dimension of the outputs, layout and dtype."""
+
+    shape: tuple[int, ...]
+    dim: int = 0
+    channels_last: bool = False
+    dtype: str = "float32"
+
+    @property
+    def copy_bytes(self) -> int:
+        """What one copy of it moves."""
+        return 2 * prod(self.shape) * getattr(torch, self.dtype).itemsize
+
+    def tensor(self) -> torch.Tensor:
+        formats = {4: torch.channels_last, 5: torch.channels_last_3d}
+        layout = formats[len(self.shape)] if self.channels_last else torch.contiguous_format
+        weight = torch.randn(self.shape).to(getattr(torch, self.dtype))
+        return weight.contiguous(memory_format=layout)
+
+
+def weight_of(case: Case, dtype: str) -> Weight:
+    module = case.module(torch.device("cpu"), getattr(torch, dtype))
+    dim = 1 if isinstance(module, TRANSPOSED) else 0
+    return Weight(tuple(module.weight.shape), dim, case.channels_last, dtype)
+
+
+@lru_cache
+def traffic_of(weight: Weight) -> dict[str, list[Launch]]:
+    """What the launches of a training forward, an evaluation and a backward of ``weight`` move.
+
+    The sum of the launches' ``must`` over a measured time, over the bandwidth of a copy measured
+    beside it, is the fraction of that bandwidth that the operation reaches. Takes about a second
+    for a million elements, in a process of its own unless this one interprets kernels already.
+    """
+    if triton.knobs.runtime.interpret:
+        return interpreted_traffic(weight)
+    with tempfile.TemporaryDirectory() as folder:
+        file = Path(folder) / "traffic.json"
+        run_interpreted([*as_arguments(weight), "--json", str(file)], stdout=subprocess.DEVNULL)
+        (record,) = json.loads(file.read_text())["weights"]
+    return {
+        operation: [as_launch(launch) for launch in launches]
+        for operation, launches in record["operations"].items()
+    }
+
+
+def interpreted_traffic(weight: Weight) -> dict[str, list[Launch]]:
+    w = weight.tensor().requires_grad_()
+    u, v = (torch.randn(n, dtype=state_dtype(w)) for n in matrix_shape(w, weight.dim))
+    with recorded_launches() as forward:
+        ours = spectral_normalize(w, u, v, dim=weight.dim, backend="triton")
+    with recorded_launches() as evaluation, torch.no_grad():
+        spectral_normalize(w, u, v, dim=weight.dim, n_power_iterations=0, backend="triton")
+    grad = torch.randn_like(w)
+    with recorded_launches() as backward:
+        ours.weight_sn.backward(grad)
+    return {"forward": forward, "evaluation": evaluation, "backward": backward}
+
+
+def run_interpreted(arguments: list[str], stdout: int | None = None) -> None:
+    """This module in a process where Triton interprets: it reads the variable when imported."""
+    path = os.pathsep.join([str(ROOT), *filter(None, [os.environ.get("PYTHONPATH")])])
+    environment = os.environ | {"TRITON_INTERPRET": "1", "PYTHONPATH": path}
+    command = [sys.executable, "-m", "bench.traffic", *arguments]
+    subprocess.run(command, env=environment, stdout=stdout, check=True)
+
+
+def as_arguments(weight: Weight) -> list[str]:
+    arguments = ["--shape", *map(str, weight.shape), "--dim", str(weight.dim)]
+    return [*arguments, "--dtype", weight.dtype, *["--channels-last"] * weight.channels_last]
+
+
+def as_launch(record: dict[str, Any]) -> Launch:
+    return Launch(**record | {"traffic": [Traffic(**traffic) for traffic in record["traffic"]]})
+
+
+def table(
+    weight: Weight, operation: str, launches: list[Launch], arguments: argparse.Namespace
+) -> Iterator[str]:
+    """An operation's launches in MB, their sum in copies and, at a given bandwidth, its time."""
+    titles = ("programs", "must MB", "does MB", "again MB", "does/must", "again/does")
+    yield f"  {operation:40}" + "".join(f"{title:>11}" for title in titles)
+    for launch in launches:
+        yield line(f"    {launch.kernel}", launch, str(launch.programs))
+        for traffic in launch.traffic if arguments.tensors else ():
+            yield line(f"      {traffic.direction} {traffic.tensor}", traffic)
+    must, does, again = (sum(getattr(x, kind) for x in launches) for kind in KINDS)
+    copies = [x / weight.copy_bytes for x in (must, does, again)]
+    yield f"    {'in copies':49}" + "".join(f"{x:11.3f}" for x in copies)
+    if arguments.gbps:
+        low, high = (1e-3 * x / arguments.gbps for x in (must, does + again))
+        yield f"    {low:.1f} to {high:.1f} µs at {arguments.gbps:g} GB/s"
+
+
+def line(name: str, moved: Launch | Traffic, programs: str = "") -> str:
+    megabytes = "".join(f"{getattr(moved, kind) / 1e6:11.3f}" for kind in KINDS)
+    does_over_must = moved.does / moved.must if moved.must else 0.0
+    again_over_does = moved.again / moved.does if moved.does else 0.0
+    return f"{name:42}{programs:>11}{megabytes}{does_over_must:11.2f}{again_over_does:11.2f}"
+
+
+def main() -> int:
+    arguments = parse(sys.argv[1:])
+    if not triton.knobs.runtime.interpret:
+        run_interpreted(sys.argv[1:])
+        return 0
+    if arguments.shape:
+        shape = tuple(arguments.shape)
+        one = Weight(shape, arguments.dim, arguments.channels_last, arguments.dtype)
+        weights = {"weight": one}
+    else:
+        weights = {case.name: weight_of(case, arguments.dtype) for case in LAYERS}
+        if not arguments.all_cases:
+            weights = {n: w for n, w in weights.items() if prod(w.shape) <= LONG}
+    records = []
+    for name, weight in weights.items():
+        operations = traffic_of(weight)
+        print(f"{name}: {weight}, a copy moves {weight.copy_bytes / 1e6:.3f} MB")
+        for operation, launches in operations.items():
+            print(*table(weight, operation, launches, arguments), sep="\n", flush=True)
+        moved = {key: [asdict(launch) for launch in value] for key, value in operations.items()}
+        records.append({"name": name, **asdict(weight), "operations": moved})
+    if arguments.json:
+        record = {"triton": triton.__version__, "torch": torch.__version__, "weights": records}
+        arguments.json.write_text(json.dumps(record, indent=1) + "\n")
+    return 0
+
+
+def parse(arguments: list[str]) -> argparse.Namespace:
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("--shape", type=int, nargs="+", help="of one weight; default: the layers")
+    parser.add_argument("--dim", type=int, default=0, help="its dimension of the outputs")
+    parser.add_argument("--channels-last", action="store_true", help="its layout")
+    parser.add_argument("--dtype", choices=DTYPES, default=DTYPES[0])
+    parser.add_argument("--all-cases", action="store_true", help="large layers too")
+    parser.add_argument("--tensors", action="store_true", help="a line for each tensor of a launch")
+    parser.add_argument("--gbps", type=float, help="bandwidth of a copy in GB/s: gives times too")
+    parser.add_argument("--json", type=Path, help="file to write the counts to")
+    return parser.parse_args(arguments)
+
+
+if __name__ == "__main__":
+    sys.exit(main())
