@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import torch
 from torch import Tensor
 
@@ -23,7 +25,7 @@ def rescale_backward(
 ) -> Tensor:
     """As :func:`snorm_triton.eager.rescale_backward`."""
     out = torch.empty_like(weight)
-    inputs = {
+    inputs: dict[str, Any] = {
         "grad_ptr": grad,
         "grad_sigma_ptr": sigma if grad_sigma is None else grad_sigma,
         "u_ptr": u,
@@ -51,9 +53,7 @@ def rescale_backward(
     return out
 
 
-def _in_two_launches(
-    weight: Tensor, view: MatrixView, u: Tensor, inputs: dict[str, Tensor | int | bool]
-) -> None:
+def _in_two_launches(weight: Tensor, view: MatrixView, u: Tensor, inputs: dict[str, Any]) -> None:
     numel, lanes, itemsize = weight.numel(), launch.warp_size(u.device), u.element_size()
     programs = min(ceil_div(numel, DOT_BLOCK), DOT_PROGRAMS)
     partial = u.new_empty(programs)

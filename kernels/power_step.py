@@ -7,8 +7,6 @@ so that neither sigma^2 nor its square over- or underflows, and are added in a f
 
 from __future__ import annotations
 
-from typing import Any
-
 import triton
 import triton.language as tl
 

@@ -76,9 +76,7 @@ def grad_apply(
 
 
 @triton.jit
-def dot_share(
-    grad_ptr, weight_ptr, first, step, numel, acc: tl.constexpr, BLOCK: tl.constexpr
-):
+def dot_share(grad_ptr, weight_ptr, first, step, numel, acc: tl.constexpr, BLOCK: tl.constexpr):
     """The part of <grad, weight> in the blocks from ``first`` in steps of ``step``."""
     total = tl.zeros([BLOCK], dtype=acc)
     for start in range(first.to(tl.int64) * BLOCK, numel, step.to(tl.int64) * BLOCK):

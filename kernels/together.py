@@ -89,7 +89,12 @@ def foreach_rescale_backward(calls: Sequence[tuple[Any, ...]]) -> list[Tensor]:
         blocks = min(ceil_div(numel, DOT_BLOCK), DOT_PROGRAMS)
         tiles = view.P * ceil_div(view.M * view.Q, ELEMENTWISE_BLOCK)
         column = Column(
-            *(x.data_ptr() for x in (weight, u, v, sigma, out, grad)),
+            weight=weight.data_ptr(),
+            u=u.data_ptr(),
+            v=v.data_ptr(),
+            sigma=sigma.data_ptr(),
+            out=out.data_ptr(),
+            grad=grad.data_ptr(),
             grad_sigma=(zero if grad_sigma is None else grad_sigma).data_ptr(),
             state=0,
             scratch=0,
@@ -137,8 +142,8 @@ def _joins(
 def _iterate(calls: Sequence[tuple[Any, ...]]) -> list[Normalized]:
     weight, _, u, _, _, _, dtype, _ = calls[0]
     layers = tuple(
-        Layer(weight.data_ptr(), *(buffer.data_ptr() for buffer in buffers), view)
-        for weight, view, _, _, _, _, _, buffers in calls
+        Layer(weight.data_ptr(), u.data_ptr(), v.data_ptr(), buffers[2].data_ptr(), view)
+        for weight, view, u, v, _, _, _, buffers in calls
     )
     plan = _plan(layers, weight.device, dtype.itemsize, u.element_size())
     out = weight.new_empty(plan.out_size, dtype=dtype)
@@ -186,7 +191,11 @@ def _plan(layers: tuple[Layer, ...], device: torch.device, out_bytes: int, bytes
     outs, states = [], []
     for weight, u, v, sigma, view in layers:
         numel, M, N = view.M * view.N, view.M, view.N
-        programs = (ceil_div(M, rows), ceil_div(N, VECTOR_BLOCK), ceil_div(numel, ELEMENTWISE_BLOCK))
+        programs = (
+            ceil_div(M, rows),
+            ceil_div(N, VECTOR_BLOCK),
+            ceil_div(numel, ELEMENTWISE_BLOCK),
+        )
         outs.append(out_size)
         states.append(state_size)
         columns.append(
@@ -213,11 +222,9 @@ def _plan(layers: tuple[Layer, ...], device: torch.device, out_bytes: int, bytes
     return Plan(table, tuple(outs), tuple(states), out_size, state_size, scratch_size)
 
 
-def _sizes(view: MatrixView) -> dict[str, int]:
+def _sizes(view: MatrixView) -> dict[str, Any]:
     return {"M": view.M, "N": view.N, "Q": view.Q, "K": view.K, "C": view.C}
 
 
-def _part(
-    memory: Tensor, place: int, shape: tuple[int, ...], stride: tuple[int, ...]
-) -> Tensor:
+def _part(memory: Tensor, place: int, shape: tuple[int, ...], stride: tuple[int, ...]) -> Tensor:
     return memory.new_empty(0).set_(memory.untyped_storage(), place, shape, stride)

@@ -185,7 +185,7 @@ def apply_spectral_norm(
     exclude = _as_tuple(exclude_types)
     patterns = (exclude_names,) if isinstance(exclude_names, str) else tuple(exclude_names)
     _check_selection(model, include, exclude, patterns)
-    if foreach not in (True, False, None):
+    if foreach is not None and not isinstance(foreach, bool):
         raise ValueError(f"foreach must be True, False or None, got {foreach!r}")
     if "name" in options:
         raise TypeError("apply_spectral_norm takes no name: it normalizes each layer's weight")

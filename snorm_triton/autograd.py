@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from contextlib import AbstractContextManager, nullcontext
 from typing import Any, NamedTuple
 
 import torch
@@ -28,24 +27,8 @@ class Normalized(NamedTuple):
 
 def rescaled(ops: Operations, bucket: Sequence[Normalized]) -> tuple[tuple[Tensor, Tensor], ...]:
     """(W / sigma, sigma) of each, made differentiable in W by one node, u and v held constant."""
-    with _hidden_from_saved_tensor_hooks():
-        outputs = _Rescale.apply(ops, bucket, *(each.weight for each in bucket))
+    outputs = _Rescale.apply(ops, bucket, *(each.weight for each in bucket))
     return tuple(zip(outputs[: len(bucket)], outputs[len(bucket) :], strict=True))
-
-
-def _hidden_from_saved_tensor_hooks() -> AbstractContextManager[object]:
-    """Keep what a node saves out of hooks such as those of ``torch.utils.checkpoint``.
-
-    It is the weight and three vectors: nothing to save by recomputation, which may not even pass
-    here, where the weight had been prepared before.
-    """
-    if torch._C._autograd._top_saved_tensors_default_hooks(True) is None:
-        return nullcontext()
-    return torch.autograd.graph.saved_tensors_hooks(_identity, _identity)
-
-
-def _identity(tensor: Tensor) -> Tensor:
-    return tensor
 
 
 def outer(u: Tensor, v: Tensor, shape: torch.Size, dim: int) -> Tensor:
@@ -64,14 +47,23 @@ class _Rescale(torch.autograd.Function):
         ctx.set_materialize_grads(False)
         ctx.ops = ops
         ctx.places = [(each.view, each.dim) for each in bucket]
-        # u and v are this access's own, never the live buffers, which the next access overwrites.
+        # Kept here rather than with save_for_backward: the node serves many layers, and a backward
+        # through some of them must leave it whole for the others. It holds no memory but u and v,
+        # and they are this access's own, never the live buffers, which the next one overwrites.
         _, _, _, weights_sn, us, vs, sigmas = zip(*bucket, strict=True)
-        ctx.save_for_backward(*weights, *us, *vs, *sigmas)
+        ctx.kept = (*weights, *us, *vs, *(sigma.detach() for sigma in sigmas))
+        ctx.versions = [weight._version for weight in weights]
         return *weights_sn, *sigmas
 
     @staticmethod
     def backward(ctx: Any, *grads: Tensor | None) -> Any:
-        arguments = (ctx.ops, ctx.places, *grads, *ctx.saved_tensors)
+        for weight, version in zip(ctx.kept, ctx.versions, strict=False):
+            if weight._version != version:
+                raise RuntimeError(
+                    f"a normalized weight of shape {tuple(weight.shape)} has been modified by an "
+                    "inplace operation since the forward whose gradient is computed"
+                )
+        arguments = (ctx.ops, ctx.places, *grads, *ctx.kept)
         if torch.is_grad_enabled():  # the gradient itself is to be differentiated
             return None, None, *_RescaleBackward.apply(*arguments)
         return None, None, *_rescale_backward(*arguments)
@@ -102,9 +94,7 @@ class _RescaleBackward(torch.autograd.Function):
         for i, grad_out in enumerate(grads_out):
             if grad_out is not None:
                 dim = ctx.places[i][1]
-                derivatives = _second_derivatives(
-                    grad_out, grads[i], weights[i], us[i], vs[i], dim
-                )
+                derivatives = _second_derivatives(grad_out, grads[i], weights[i], us[i], vs[i], dim)
                 for kind, derivative in zip((0, 1, 2), derivatives, strict=True):
                     if (grads, grad_sigmas, weights)[kind][i] is not None:
                         result[kind * n + i] = derivative

@@ -73,7 +73,7 @@ def select(weight: Tensor, backend: str = "auto") -> Choice:
 
 
 def operations(weight: Tensor, backend: str = "auto") -> Operations:
-    """The operations of the backend that :func:`select` chooses; Triton is imported here at last."""
+    """Those of the backend that :func:`select` chooses; Triton is imported here at last."""
     if select(weight, backend).backend == "triton":
         return _triton_operations()
     return _HOST if host.takes(weight) else _EAGER

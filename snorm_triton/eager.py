@@ -112,10 +112,12 @@ def norm(x: Tensor) -> Tensor:
     """``|x|`` in float64 where there is one, such that no square leaves the dtype's range."""
     wide = torch.promote_types(x.dtype, torch.float64)
     if wide != x.dtype and x.device.type != "mps":
-        return torch.linalg.vector_norm(x, dtype=wide)
+        length: Tensor = torch.linalg.vector_norm(x, dtype=wide)
+        return length
     # Nothing wider is at hand: take the norm over the largest magnitude.
     largest = torch.linalg.vector_norm(x, float("inf")).clamp_min(torch.finfo(x.dtype).tiny)
-    return torch.linalg.vector_norm(x / largest) * largest
+    length = torch.linalg.vector_norm(x / largest) * largest
+    return length
 
 
 def _normalize(x: Tensor) -> tuple[Tensor, Tensor]:
@@ -129,7 +131,8 @@ def matvec(operand: Tensor, v: Tensor) -> Tensor:
     if operand.ndim == 2:
         return torch.mv(operand, v)
     P, _, Q = operand.shape
-    return torch.bmm(operand, v.view(P, Q, 1)).sum(0).squeeze(1)
+    t: Tensor = torch.bmm(operand, v.view(P, Q, 1)).sum(0).squeeze(1)
+    return t
 
 
 def matvec_transposed(operand: Tensor, u: Tensor) -> Tensor:
@@ -137,7 +140,8 @@ def matvec_transposed(operand: Tensor, u: Tensor) -> Tensor:
     if operand.ndim == 2:
         return torch.mv(operand.mH, u)
     P, M, _ = operand.shape
-    return torch.bmm(u.conj().expand(P, 1, M), operand).view(-1).conj()
+    s: Tensor = torch.bmm(u.conj().expand(P, 1, M), operand).view(-1).conj()
+    return s
 
 
 def _add_outer_(operand: Tensor, a: Tensor, b: Tensor) -> None:

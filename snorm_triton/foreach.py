@@ -129,9 +129,7 @@ def _prepare(model: nn.Module, forward: FrameType, everywhere: bool) -> None:
     for (weight, parametrization), normalized in zip(
         chosen, normalize_together(requests), strict=True
     ):
-        parametrization.prepared = Prepared(
-            weight, normalized.weight_sn, parametrization, forward
-        )
+        parametrization.prepared = Prepared(weight, normalized.weight_sn, parametrization, forward)
 
 
 def _parametrized(model: nn.Module) -> Iterator[tuple[nn.Module, str, ParametrizationList]]:

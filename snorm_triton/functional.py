@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 
 from .autograd import Normalized, outer, rescaled
-from .dispatch import operations
+from .dispatch import Operations, operations
 from .eager import in_dtype_of, nonzero
 from .matrix_view import MatrixView, in_matrix_layout
 
@@ -135,7 +135,7 @@ def normalize_together(requests: Sequence[Request]) -> list[SpectralNormalized]:
     gradients come in buckets of up to ``BUCKET_BYTES``, so that the first need not wait for all.
     """
     results: list[SpectralNormalized | None] = [None] * len(requests)
-    groups: dict[object, list[int]] = {}
+    groups: dict[tuple[Operations, torch.device, torch.dtype, torch.dtype], list[int]] = {}
     for i, request in enumerate(requests):
         weight = request.weight
         if weight.numel() == 0 or weight.is_complex() or request.sigma is not None:
@@ -145,9 +145,7 @@ def normalize_together(requests: Sequence[Request]) -> list[SpectralNormalized]:
             groups.setdefault(kind, []).append(i)
     for (ops, device, _, _), members in groups.items():
         places = [in_matrix_layout(requests[i].weight, requests[i].dim) for i in members]
-        calls = [
-            _call(requests[i], *place) for i, place in zip(members, places, strict=True)
-        ]
+        calls = [_call(requests[i], *place) for i, place in zip(members, places, strict=True)]
         with torch.no_grad(), without_autocast(device.type):
             outputs = ops.foreach_normalize(calls)
         differentiable = []
@@ -156,8 +154,8 @@ def normalize_together(requests: Sequence[Request]) -> list[SpectralNormalized]:
             if torch.is_grad_enabled() and requests[i].weight.requires_grad:
                 differentiable.append((i, Normalized(dense, view, requests[i].dim, *output)))
         for bucket in _buckets(differentiable):
-            outputs = rescaled(ops, [normalized for _, normalized in bucket])
-            for (i, normalized), (weight_sn, sigma) in zip(bucket, outputs, strict=True):
+            rescales = rescaled(ops, [normalized for _, normalized in bucket])
+            for (i, normalized), (weight_sn, sigma) in zip(bucket, rescales, strict=True):
                 results[i] = SpectralNormalized(weight_sn, normalized.u, normalized.v, sigma)
     return results  # type: ignore[return-value]
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from typing import Any
+from typing import Any, cast
 
 import torch
 import torch.nn.functional as F
@@ -117,18 +117,21 @@ class SpectralNormParametrization(nn.Module):
                 self._sigma.copy_(sigma)
             return weight_sn
         prepared = self.prepared
-        if prepared is not None and not torch.compiler.is_compiling():
-            if prepared.serves(weight, self):
-                return prepared.weight_sn  # type: ignore[no-any-return]
+        if (
+            prepared is not None
+            and not torch.compiler.is_compiling()
+            and prepared.serves(weight, self)
+        ):
+            return prepared.weight_sn  # type: ignore[no-any-return]
         return normalize(self.request(weight)).weight_sn
 
     def request(self, weight: Tensor) -> Request:
         """What an access to ``weight`` computes now, and the buffers that it overwrites."""
         buffers = self._buffers
-        u, v, sigma = buffers["_u"], buffers["_v"], buffers["_sigma"]
-        assert u is not None and v is not None and sigma is not None
+        u, v, sigma = cast(list[Tensor], [buffers[name] for name in ("_u", "_v", "_sigma")])
         dtype = state_dtype(weight)
-        n_power_iterations, written, replayed = 0, (sigma,), None
+        n_power_iterations, replayed = 0, None
+        written: tuple[Tensor, ...] = (sigma,)
         if torch.compiler.is_compiling():
             written = ()  # a compiled evaluation is pure
         elif torch._C._current_graph_task_id() != -1:

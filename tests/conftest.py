@@ -133,9 +133,7 @@ BACKENDS = [
 
 
 @pytest.fixture(params=BACKENDS)
-def backend(
-    request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch
-) -> Iterator[str]:
+def backend(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> Iterator[str]:
     """torch on the CPU; the kernels interpreted there; the kernels on a GPU, all tensors there."""
     if "large" in request.param:
         monkeypatch.setattr("snorm_triton.kernels.config.SMALL", 0)

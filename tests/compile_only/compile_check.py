@@ -77,7 +77,9 @@ class Variant:
     def dtype(self) -> str:
         """The narrowest of the pointers: the weight's own where the kernel reads it."""
         pointers = [kind for _, kind in self.signature if kind.startswith("*")]
-        return min((kind.lstrip("*") for kind in pointers), key=lambda kind: int(kind.strip("bfpi")))
+        return min(
+            (kind.lstrip("*") for kind in pointers), key=lambda kind: int(kind.strip("bfpi"))
+        )
 
 
 def main() -> int:

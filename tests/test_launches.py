@@ -1,0 +1,95 @@
+"""Kernel launches, counted where Triton makes them: in the interpreter, by its own executor."""
+
+from contextlib import contextmanager
+from unittest import mock
+
+import pytest
+import torch
+from torch import nn
+
+from snorm_triton import SpectralNormParametrization, apply_spectral_norm, spectral_norm
+
+pytestmark = [
+    pytest.mark.interpreted,
+    pytest.mark.filterwarnings("ignore:.*encountered:RuntimeWarning"),
+]
+ITERATION = ["foreach_power", "foreach_reduce", "foreach_finish"]
+GRADIENT = ["foreach_grad_dot", "foreach_grad_apply"]
+
+
+@contextmanager
+def counted_launches():
+    from triton.runtime.interpreter import GridExecutor
+
+    launched = []
+    original = GridExecutor.__call__
+
+    def call(self, *args, **kwargs):
+        launched.append(self.fn.__name__)
+        return original(self, *args, **kwargs)
+
+    with mock.patch.object(GridExecutor, "__call__", call):
+        yield launched
+
+
+def layers(count):
+    kinds = [nn.Linear(8, 8), nn.Conv2d(3, 5, 3), nn.ConvTranspose2d(5, 4, 3)]
+    return [kinds[i % 3] if i < 3 else nn.Linear(8 + i, 8) for i in range(count)]
+
+
+class Weights(nn.Module):
+    """Returns the weights of its layers: no other computation hides the launches."""
+
+    def __init__(self, modules):
+        super().__init__()
+        self.layers = nn.ModuleList(modules)
+
+    def forward(self):
+        return [layer.weight for layer in self.layers]
+
+
+def loss_of(weights):
+    return sum(weight.float().square().sum() for weight in weights)
+
+
+@pytest.mark.parametrize("count", [2, 5, 17])
+def test_a_model_of_any_number_of_layers_is_three_launches_and_two(count):
+    model = apply_spectral_norm(Weights(layers(count)), foreach=True, backend="triton")
+    with counted_launches() as forward:
+        weights = model()
+    assert forward == ITERATION
+    with counted_launches() as backward:
+        loss_of(weights).backward()
+    assert backward == GRADIENT
+
+
+def test_each_dtype_has_launches_of_its_own():
+    modules = [*layers(4), *(nn.Linear(6, 5 + i, dtype=torch.bfloat16) for i in range(3))]
+    model = apply_spectral_norm(Weights(modules), foreach=True, backend="triton")
+    with counted_launches() as forward:
+        model()
+    assert forward == ITERATION * 2
+
+
+@pytest.mark.parametrize(
+    ("layer", "forward", "backward"),
+    [
+        (nn.Linear(64, 64), 1, 1),
+        (nn.Linear(256, 128), 3, 2),
+    ],
+    ids=["small", "large"],
+)
+def test_a_single_weight(layer, forward, backward):
+    layer = spectral_norm(layer, backend="triton")
+    with counted_launches() as launched:
+        weight = layer.weight
+    assert len(launched) == forward
+    with counted_launches() as launched:
+        weight.square().sum().backward()
+    assert len(launched) == backward
+
+
+def test_warming_up_a_small_weight_is_one_launch():
+    with counted_launches() as launched:
+        SpectralNormParametrization(torch.randn(64, 64), backend="triton")
+    assert launched == ["normalize_small"]
