@@ -202,6 +202,7 @@ def apply_spectral_norm(
         wrapper.check()
     for wrapper in wrappers:
         wrapper.attach()
+    detach_foreach(model)
     if foreach is not False:
         attach_foreach(model, everywhere=foreach is True)
     return model

@@ -57,8 +57,10 @@ class _Rescale(torch.autograd.Function):
 
     @staticmethod
     def backward(ctx: Any, *grads: Tensor | None) -> Any:
-        for weight, version in zip(ctx.kept, ctx.versions, strict=False):
-            if weight._version != version:
+        n = len(ctx.places)
+        for i, version in enumerate(ctx.versions):
+            weight, used = ctx.kept[i], grads[i] is not None or grads[n + i] is not None
+            if used and weight._version != version:
                 raise RuntimeError(
                     f"a normalized weight of shape {tuple(weight.shape)} has been modified by an "
                     "inplace operation since the forward whose gradient is computed"

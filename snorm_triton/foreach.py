@@ -52,6 +52,7 @@ class Prepared:
             weight.requires_grad,
             parametrization.training,
             Prepared.optimizer_steps,
+            torch._C._current_graph_task_id(),  # a recomputation inside a backward is no access
         )
 
     def serves(self, weight: Tensor, parametrization: SpectralNormParametrization) -> bool:
@@ -66,14 +67,13 @@ class Prepared:
 
 def attach(model: nn.Module, everywhere: bool) -> None:
     """Prepare the model's weights at each of its forwards: ``everywhere``, or only on GPUs."""
-    detach(model)
     prepare = _prepare_everywhere if everywhere else _prepare_on_gpus
     model.register_forward_pre_hook(prepare)
     model.register_forward_hook(_forget, always_call=True)
 
 
 def detach(model: nn.Module) -> None:
-    """Undo :func:`attach`, also of a submodule that was given to it."""
+    """Undo :func:`attach`, of submodules too."""
     for module in model.modules():
         for hooks in (module._forward_pre_hooks, module._forward_hooks):
             for key, hook in list(hooks.items()):
