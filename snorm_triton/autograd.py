@@ -25,10 +25,26 @@ class Normalized(NamedTuple):
     sigma: Tensor
 
 
-def rescaled(ops: Operations, bucket: Sequence[Normalized]) -> tuple[tuple[Tensor, Tensor], ...]:
-    """(W / sigma, sigma) of each, made differentiable in W by one node, u and v held constant."""
-    outputs = _Rescale.apply(ops, bucket, *(each.weight for each in bucket))
-    return tuple(zip(outputs[: len(bucket)], outputs[len(bucket) :], strict=True))
+class _Kept(NamedTuple):
+    """What a gradient needs of a forward: u, v and sigma are this access's own."""
+
+    weight: Tensor
+    version: int
+    view: MatrixView
+    dim: int
+    u: Tensor
+    v: Tensor
+    sigma: Tensor
+
+
+def rescaled(ops: Operations, bucket: Sequence[Normalized]) -> Sequence[Tensor]:
+    """W / sigma of each, made differentiable in W by one node, u and v held constant."""
+    return _Rescale.apply(ops, bucket, *[each.weight for each in bucket])  # type: ignore[no-any-return]
+
+
+def differentiable_sigma(sigma: Tensor, weight: Tensor, u: Tensor, v: Tensor, dim: int) -> Tensor:
+    """``sigma`` = u^T W v, made differentiable in W, u and v held constant."""
+    return _Sigma.apply((sigma, u, v, dim), weight)  # type: ignore[no-any-return]
 
 
 def outer(u: Tensor, v: Tensor, shape: torch.Size, dim: int) -> Tensor:
@@ -38,7 +54,7 @@ def outer(u: Tensor, v: Tensor, shape: torch.Size, dim: int) -> Tensor:
 
 
 class _Rescale(torch.autograd.Function):
-    """weights -> (weights / sigmas, sigmas), with sigma = u^T W v already computed."""
+    """weights -> weights / sigmas, with sigma = u^T W v already computed."""
 
     @staticmethod
     def forward(
@@ -46,106 +62,109 @@ class _Rescale(torch.autograd.Function):
     ) -> tuple[Tensor, ...]:
         ctx.set_materialize_grads(False)
         ctx.ops = ops
-        ctx.places = [(each.view, each.dim) for each in bucket]
         # Kept here rather than with save_for_backward: the node serves many layers, and a backward
-        # through some of them must leave it whole for the others. It holds no memory but u and v,
-        # and they are this access's own, never the live buffers, which the next one overwrites.
-        _, _, _, weights_sn, us, vs, sigmas = zip(*bucket, strict=True)
-        ctx.kept = (*weights, *us, *vs, *(sigma.detach() for sigma in sigmas))
-        ctx.versions = [weight._version for weight in weights]
-        return *weights_sn, *sigmas
+        # through some of them must leave it whole for the others. It holds no memory but u and v.
+        ctx.kept = [
+            _Kept(weight, weight._version, view, dim, u, v, sigma)
+            for weight, view, dim, _, u, v, sigma in bucket
+        ]
+        return tuple([each.weight_sn for each in bucket])
 
     @staticmethod
     def backward(ctx: Any, *grads: Tensor | None) -> Any:
-        n = len(ctx.places)
-        for i, version in enumerate(ctx.versions):
-            weight, used = ctx.kept[i], grads[i] is not None or grads[n + i] is not None
-            if used and weight._version != version:
-                raise RuntimeError(
-                    f"a normalized weight of shape {tuple(weight.shape)} has been modified by an "
-                    "inplace operation since the forward whose gradient is computed"
-                )
-        arguments = (ctx.ops, ctx.places, *grads, *ctx.kept)
-        if torch.is_grad_enabled():  # the gradient itself is to be differentiated
-            return None, None, *_RescaleBackward.apply(*arguments)
-        return None, None, *_rescale_backward(*arguments)
+        kept: list[_Kept] = []
+        inputs: list[Tensor] = []
+        for each, grad in zip(ctx.kept, grads, strict=True):
+            if grad is not None:
+                if each.weight._version != each.version:
+                    raise RuntimeError(
+                        f"a normalized weight of shape {tuple(each.weight.shape)} has been "
+                        "modified by an inplace operation since the forward whose gradient is "
+                        "computed"
+                    )
+                kept.append(each)
+                inputs += grad, each.weight
+        # Where the gradient itself is to be differentiated, it is a node too.
+        compute = _RescaleBackward.apply if torch.is_grad_enabled() else _rescale_backward
+        grad_weights = iter(compute(ctx.ops, kept, *inputs))
+        return None, None, *[None if grad is None else next(grad_weights) for grad in grads]
 
 
 class _RescaleBackward(torch.autograd.Function):
-    """The gradient of ``_Rescale``, itself differentiable in the incoming gradients and in W.
+    """The gradient of ``_Rescale``, itself differentiable in the incoming gradient and in W.
 
-    With G the gradient of W / sigma, g that of sigma, and sigma = <u v^T, W>, it is
+    With G the gradient of W / sigma, and sigma = <u v^T, W>, it is
 
-        D = (G - <G, W> / sigma u v^T) / sigma + g u v^T
+        D = (G - <G, W> / sigma u v^T) / sigma
 
-    and D = G + g u v^T where sigma is zero and W was divided by 1.
+    and D = G where sigma is zero and W was divided by 1.
     """
 
     @staticmethod
-    def forward(ctx: Any, ops: Operations, places: Any, *tensors: Tensor) -> tuple[Any, ...]:
+    def forward(
+        ctx: Any, ops: Operations, kept: Sequence[_Kept], *inputs: Tensor
+    ) -> tuple[Tensor, ...]:
         ctx.set_materialize_grads(False)
-        ctx.places = places
-        ctx.save_for_backward(*tensors)
-        return tuple(_rescale_backward(ops, places, *tensors))
+        ctx.kept = kept
+        ctx.save_for_backward(*inputs)
+        return _rescale_backward(ops, kept, *inputs)
 
     @staticmethod
     def backward(ctx: Any, *grads_out: Tensor | None) -> Any:
-        n = len(ctx.places)
-        grads, grad_sigmas, weights, us, vs, _ = _by_kind(ctx.saved_tensors, n)
-        result: list[Tensor | None] = [None] * (6 * n)
-        for i, grad_out in enumerate(grads_out):
-            if grad_out is not None:
-                dim = ctx.places[i][1]
-                derivatives = _second_derivatives(grad_out, grads[i], weights[i], us[i], vs[i], dim)
-                for kind, derivative in zip((0, 1, 2), derivatives, strict=True):
-                    if (grads, grad_sigmas, weights)[kind][i] is not None:
-                        result[kind * n + i] = derivative
-        return None, None, *result
+        inputs = iter(ctx.saved_tensors)
+        derivatives: list[Tensor | None] = []
+        for each, grad_out, grad, weight in zip(ctx.kept, grads_out, inputs, inputs, strict=True):
+            derivatives += (
+                (None, None)
+                if grad_out is None
+                else _second_derivatives(grad_out, grad, weight, each.u, each.v, each.dim)
+            )
+        return None, None, *derivatives
 
 
 def _rescale_backward(
-    ops: Operations, places: Sequence[tuple[MatrixView, int]], *tensors: Any
-) -> list[Tensor | None]:
-    """The gradient of each weight; None where neither its W / sigma nor its sigma was used."""
-    n = len(places)
-    used, arguments = [], []
-    for i, kinds in enumerate(zip(*_by_kind(tensors, n), strict=True)):
-        grad, grad_sigma, weight, u, v, sigma = kinds
-        if grad is None and grad_sigma is None:
-            continue
-        view, dim = places[i]
-        grad = torch.zeros_like(weight) if grad is None else like_weight(grad, weight, view, dim)
-        used.append(i)
-        arguments.append((grad, grad_sigma, weight, view, u, v, sigma))
-    result: list[Tensor | None] = [None] * n
-    if len(used) == 1:
-        result[used[0]] = ops.rescale_backward(*arguments[0])
-    elif used:
-        for i, grad_weight in zip(used, ops.foreach_rescale_backward(arguments), strict=True):
-            result[i] = grad_weight
-    return result
+    ops: Operations, kept: Sequence[_Kept], *inputs: Tensor
+) -> tuple[Tensor, ...]:
+    """The gradients of the weights; ``inputs`` are the G and the W of each in turn."""
+    calls = []
+    for i, (_, _, view, dim, u, v, sigma) in enumerate(kept):
+        grad, weight = inputs[2 * i : 2 * i + 2]
+        calls.append((like_weight(grad, weight, view, dim), None, weight, view, u, v, sigma))
+    if len(calls) == 1:
+        return (ops.rescale_backward(*calls[0]),)
+    return tuple(ops.foreach_rescale_backward(calls))
 
 
-def _by_kind(tensors: Sequence[Any], n: int) -> list[Sequence[Any]]:
-    return [tensors[start : start + n] for start in range(0, len(tensors), n)]
+class _Sigma(torch.autograd.Function):
+    """weight -> sigma = u^T W v, already computed."""
+
+    @staticmethod
+    def forward(ctx: Any, computed: tuple[Tensor, Tensor, Tensor, int], weight: Tensor) -> Tensor:
+        sigma, *ctx.direction = computed
+        ctx.shape, ctx.dtype = weight.shape, weight.dtype
+        return sigma
+
+    @staticmethod
+    def backward(ctx: Any, grad: Tensor) -> Any:
+        u, v, dim = ctx.direction
+        return None, (grad * outer(u, v, ctx.shape, dim)).to(ctx.dtype)
 
 
 def _second_derivatives(
-    grad_out: Tensor, grad: Tensor | None, weight: Tensor, u: Tensor, v: Tensor, dim: int
-) -> tuple[Tensor | None, Tensor, Tensor]:
-    """Those of <grad_out, D> by G, g and W.
+    grad_out: Tensor, grad: Tensor, weight: Tensor, u: Tensor, v: Tensor, dim: int
+) -> tuple[Tensor, Tensor]:
+    """Those of <grad_out, D> by G and W.
 
     In plain torch from W itself, sigma included, so that derivatives of any order are right.
     """
-    dtypes = (None if grad is None else grad.dtype, weight.dtype)
+    dtypes = grad.dtype, weight.dtype
     direction = outer(u, v, weight.shape, dim)
-    grad_out, weight = grad_out.to(u.dtype), weight.to(u.dtype)
-    grad = torch.zeros_like(weight) if grad is None else grad.to(u.dtype)
+    grad_out, grad, weight = grad_out.to(u.dtype), grad.to(u.dtype), weight.to(u.dtype)
     sigma = (direction * weight).sum()
     is_zero, sigma = sigma.abs() < torch.finfo(sigma.dtype).tiny, nonzero(sigma)
-    along = (direction * grad_out).sum()
+    along = torch.where(is_zero, 0, (direction * grad_out).sum())
     inner = (grad * weight).sum() / sigma
     twice = 2 * along * inner - (grad_out * grad).sum()
-    grad_grad = (grad_out - torch.where(is_zero, 0, along) * (weight / sigma)) / sigma
+    grad_grad = (grad_out - along * (weight / sigma)) / sigma
     grad_weight = torch.where(is_zero, 0, (twice * direction - along * grad) / sigma / sigma)
-    return grad_grad.to(dtypes[0]), along, grad_weight.to(dtypes[1])
+    return grad_grad.to(dtypes[0]), grad_weight.to(dtypes[1])

@@ -54,22 +54,31 @@ def select(weight: Tensor, backend: str = "auto") -> Choice:
     Raises:
         ValueError: ``backend`` is not one of ``BACKENDS``, or is ``"triton"`` and cannot run here.
     """
+    if backend not in BACKENDS:
+        raise ValueError(f"backend must be one of {', '.join(BACKENDS)}, got {backend!r}")
+    default = os.environ.get(ENVIRONMENT_VARIABLE) if backend == "auto" else None
+    return _select(weight.device, weight.dtype, weight.ndim == 1, backend, default)
+
+
+@lru_cache(maxsize=256)
+def _select(
+    device: torch.device, dtype: torch.dtype, is_vector: bool, backend: str, default: str | None
+) -> Choice:
     source = "backend"
-    if backend == "auto":
-        backend = os.environ.get(ENVIRONMENT_VARIABLE) or "auto"
-        source = ENVIRONMENT_VARIABLE
+    if backend == "auto" and default:
+        backend, source = default, ENVIRONMENT_VARIABLE
     if backend not in BACKENDS:
         raise ValueError(f"{source} must be one of {', '.join(BACKENDS)}, got {backend!r}")
     if backend == "torch":
         return Choice("torch", f"asked for by {source}")
-    refusal = _triton_refusal(weight, forced=backend == "triton")
+    refusal = _triton_refusal(device, dtype, is_vector, forced=backend == "triton")
     if backend == "triton":
         if refusal is not None:
             raise ValueError(f"{source}='triton' cannot run: {refusal}")
         return Choice("triton", f"asked for by {source}")
     if refusal is not None:
         return Choice("torch", refusal)
-    return Choice("triton", f"a {weight.dtype} weight on {weight.device.type}")
+    return Choice("triton", f"a {dtype} weight on {device.type}")
 
 
 def operations(weight: Tensor, backend: str = "auto") -> Operations:
@@ -110,15 +119,16 @@ def _triton_operations() -> Operations:
     )
 
 
-def _triton_refusal(weight: Tensor, forced: bool) -> str | None:
-    """Why Triton cannot take ``weight``, or None where it can."""
-    if weight.ndim == 1:
+def _triton_refusal(
+    device: torch.device, dtype: torch.dtype, is_vector: bool, forced: bool
+) -> str | None:
+    """Why Triton cannot take such a weight, or None where it can."""
+    if is_vector:
         return "a 1-D weight is divided by its L2 norm, which torch does"
-    if weight.dtype not in _TRITON_DTYPES:
-        return f"the kernels do not take {weight.dtype}"
-    if not _triton_is_installed():
+    if dtype not in _TRITON_DTYPES:
+        return f"the kernels do not take {dtype}"
+    if find_spec("triton") is None:
         return "triton is not installed"
-    device = weight.device
     if device.type in _TRITON_DEVICES:
         return _device_refusal(device)
     # The interpreter is for testing: it serves who asks for it by name, never who left it to us.
@@ -129,18 +139,12 @@ def _triton_refusal(weight: Tensor, forced: bool) -> str | None:
     return f"Triton has no {device.type} backend here"
 
 
-@lru_cache(maxsize=1)
-def _triton_is_installed() -> bool:
-    return find_spec("triton") is not None
-
-
 def _interpreted() -> bool:
     from triton import knobs
 
     return bool(knobs.runtime.interpret)
 
 
-@lru_cache(maxsize=64)
 def _device_refusal(device: torch.device) -> str | None:
     if device.type == "cuda" and torch.version.hip is None:
         major, minor = torch.cuda.get_device_capability(device)

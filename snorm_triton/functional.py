@@ -2,18 +2,19 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
-from contextlib import AbstractContextManager, nullcontext
+from collections.abc import Callable, Iterator, Sequence
 from math import prod
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, TypeVar
 
 import torch
 from torch import Tensor
 
-from .autograd import Normalized, outer, rescaled
+from .autograd import Normalized, differentiable_sigma, outer, rescaled
 from .dispatch import Operations, operations
 from .eager import in_dtype_of, nonzero
 from .matrix_view import MatrixView, in_matrix_layout
+
+R = TypeVar("R")
 
 BUCKET_BYTES = 25 * 2**20  # of weights; as DistributedDataParallel's buckets of gradients
 
@@ -75,19 +76,24 @@ def spectral_normalize(
         3.0
     """
     _check(weight, u, v, dim, n_power_iterations, dtype)
-    normalized = normalize(
+    dim %= weight.ndim
+    weight_sn, taken_u, taken_v, sigma = normalize(
         Request(
             weight,
-            u.contiguous(),
-            v.contiguous(),
-            dim % weight.ndim,
+            u.detach().contiguous(),
+            v.detach().contiguous(),
+            dim,
             n_power_iterations,
             eps,
             dtype or weight.dtype,
             backend,
         )
     )
-    return normalized if n_power_iterations > 0 else normalized._replace(u=u, v=v)
+    if weight_sn.requires_grad and not sigma.requires_grad:
+        sigma = differentiable_sigma(sigma, weight, taken_u, taken_v, dim)
+    if n_power_iterations > 0:
+        u, v = taken_u, taken_v
+    return SpectralNormalized(weight_sn, u, v, sigma)
 
 
 class Request(NamedTuple):
@@ -106,25 +112,24 @@ class Request(NamedTuple):
 
 
 def normalize(request: Request) -> SpectralNormalized:
-    """As :func:`spectral_normalize`; the u and v are those it took."""
+    """As :func:`spectral_normalize`; the u and v are those it took, and sigma has no gradient."""
     weight, dim, dtype = request.weight, request.dim, request.dtype
     if weight.numel() == 0:
         u, v = request.u, request.v
         return SpectralNormalized((weight * 1).to(dtype), u, v, u.new_zeros(()))
     ops = operations(weight, request.backend)
     dense, view = in_matrix_layout(weight, dim)
-    with torch.no_grad(), without_autocast(weight.device.type):
-        if request.sigma is None:
-            weight_sn, u, v, sigma = ops.normalize(*_call(request, dense, view))
-        else:
-            u, v, sigma = request.u.clone(), request.v.clone(), request.sigma.clone()
-            weight_sn = ops.rescale(dense, sigma, dtype)
+    if request.sigma is None:
+        call = _call(request, dense, view)
+        weight_sn, u, v, sigma = _without_autocast(weight.device.type, ops.normalize, *call)
+    else:
+        u, v, sigma = request.u.clone(), request.v.clone(), request.sigma.clone()
+        weight_sn = ops.rescale(dense.detach(), sigma, dtype)
     if torch.is_grad_enabled() and weight.requires_grad:
         if weight.is_complex() or torch.compiler.is_compiling():
             weight_sn, sigma = _rescale_in_torch(weight, u, v, dim, dtype)
         else:
-            bucket = (Normalized(dense, view, dim, weight_sn, u, v, sigma),)
-            ((weight_sn, sigma),) = rescaled(ops, bucket)
+            (weight_sn,) = rescaled(ops, (Normalized(dense, view, dim, weight_sn, u, v, sigma),))
     return SpectralNormalized(weight_sn, u, v, sigma)
 
 
@@ -146,17 +151,16 @@ def normalize_together(requests: Sequence[Request]) -> list[SpectralNormalized]:
     for (ops, device, _, _), members in groups.items():
         places = [in_matrix_layout(requests[i].weight, requests[i].dim) for i in members]
         calls = [_call(requests[i], *place) for i, place in zip(members, places, strict=True)]
-        with torch.no_grad(), without_autocast(device.type):
-            outputs = ops.foreach_normalize(calls)
+        outputs = _without_autocast(device.type, ops.foreach_normalize, calls)
         differentiable = []
         for i, (dense, view), output in zip(members, places, outputs, strict=True):
             results[i] = SpectralNormalized(*output)
             if torch.is_grad_enabled() and requests[i].weight.requires_grad:
                 differentiable.append((i, Normalized(dense, view, requests[i].dim, *output)))
         for bucket in _buckets(differentiable):
-            rescales = rescaled(ops, [normalized for _, normalized in bucket])
-            for (i, normalized), (weight_sn, sigma) in zip(bucket, rescales, strict=True):
-                results[i] = SpectralNormalized(weight_sn, normalized.u, normalized.v, sigma)
+            weights_sn = rescaled(ops, [normalized for _, normalized in bucket])
+            for (i, normalized), weight_sn in zip(bucket, weights_sn, strict=True):
+                results[i] = SpectralNormalized(weight_sn, *normalized[4:])
     return results  # type: ignore[return-value]
 
 
@@ -176,9 +180,17 @@ def _buckets(
 
 
 def _call(request: Request, dense: Tensor, view: MatrixView) -> tuple[Any, ...]:
-    """The arguments of ``Operations.normalize``."""
+    """The arguments of ``Operations.normalize``, of which no gradient is taken."""
     _, u, v, _, n_power_iterations, eps, dtype, _, buffers, _ = request
-    return dense, view, u, v, n_power_iterations, eps, dtype, buffers
+    return dense.detach(), view, u, v, n_power_iterations, eps, dtype, buffers
+
+
+def _without_autocast(device_type: str, operation: Callable[..., R], *args: Any) -> R:
+    """``operation(*args)`` in the dtypes of its arguments, whatever autocast says."""
+    if torch.amp.is_autocast_available(device_type) and torch.is_autocast_enabled(device_type):
+        with torch.autocast(device_type, enabled=False):
+            return operation(*args)
+    return operation(*args)
 
 
 def l2_normalize(weight: Tensor, eps: float = 1e-12) -> tuple[Tensor, Tensor]:
@@ -205,13 +217,6 @@ def _rescale_in_torch(
     wide = in_dtype_of(weight, u)
     sigma = (outer(u.conj(), v, weight.shape, dim) * wide).sum()
     return (wide / nonzero(sigma)).to(dtype), sigma
-
-
-def without_autocast(device_type: str) -> AbstractContextManager[object]:
-    """The estimate is made in the dtype of u and v, whatever autocast says."""
-    if torch.amp.is_autocast_available(device_type) and torch.is_autocast_enabled(device_type):
-        return torch.autocast(device_type, enabled=False)
-    return nullcontext()
 
 
 def _check(

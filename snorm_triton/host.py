@@ -14,7 +14,7 @@ from torch.nn import Parameter
 
 from . import eager
 from .eager import in_dtype_of, matvec, matvec_transposed
-from .fresh_memory import empty_like
+from .fresh_memory import huge_pages_like
 from .matrix_view import MatrixView
 
 # A sum of squares between these lost nothing that counts to under- or overflow, in any dtype.
@@ -51,17 +51,16 @@ def normalize(
         sigma = torch.dot(u, matvec(operand, columns))
     v = view.columns_to_logical(columns)
     if buffers:
-        buffers[-1].copy_(sigma)
-        for buffer, vector in zip(buffers[:-1], (u, v), strict=False):
-            buffer.copy_(vector)
+        torch._foreach_copy_(buffers, (u, v, sigma)[-len(buffers) :])
     return rescale(wide, sigma, dtype), u, v, sigma
 
 
 def rescale(weight: Tensor, sigma: Tensor, dtype: torch.dtype) -> Tensor:
     """As :func:`snorm_triton.eager.rescale`."""
     weight = in_dtype_of(weight, sigma)
-    out = empty_like(weight, weight.dtype)
-    return torch.div(weight, _nonzero(sigma), out=out).to(dtype)
+    out = huge_pages_like(weight, weight.dtype)
+    weight_sn = torch.div(weight, _nonzero(sigma), out=out)
+    return weight_sn if weight_sn.dtype == dtype else weight_sn.to(dtype)
 
 
 def rescale_backward(
@@ -84,15 +83,16 @@ def rescale_backward(
         coefficient += grad_sigma.item()
     if isfinite(coefficient) and abs(coefficient) > torch.finfo(u.dtype).max:
         coefficient = copysign(inf, coefficient)  # as the dtype's own arithmetic would give
-    out = empty_like(weight, u.dtype)
-    factors = {"beta": 1 / divisor, "alpha": coefficient}
-    grad, into = view.operand(grad), view.operand(out)
+    grad, out = view.operand(grad), huge_pages_like(weight, u.dtype)
+    out = None if out is None else view.operand(out)
     if grad.ndim == 2:
-        torch.addr(grad, u, v, **factors, out=into)
+        result = torch.addr(grad, u, v, beta=1 / divisor, alpha=coefficient, out=out)
     else:
         P, M, Q = grad.shape
-        torch.baddbmm(grad, u.view(1, M, 1).expand(P, M, 1), v.view(P, 1, Q), **factors, out=into)
-    return out.to(weight.dtype)
+        u, v = u.view(1, M, 1).expand(P, M, 1), v.view(P, 1, Q)
+        result = torch.baddbmm(grad, u, v, beta=1 / divisor, alpha=coefficient, out=out)
+    result = result.as_strided(weight.size(), weight.stride())
+    return result if result.dtype == weight.dtype else result.to(weight.dtype)
 
 
 def _power_step(
@@ -102,7 +102,8 @@ def _power_step(
     sigma, moved = u, False
     for _ in range(n_power_iterations):
         t = matvec(operand, v)
-        s = matvec_transposed(operand, t.div_(_nonzero(_norm(t))))
+        t.div_(_nonzero(_norm(t)))
+        s = matvec_transposed(operand, t)
         sigma = _norm(s)
         if not 0 < sigma.item() < inf:
             break
