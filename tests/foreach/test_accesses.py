@@ -15,7 +15,9 @@ from whole_models import (
     hooks_of,
     iterations,
     normalized,
+    original_of,
     pair,
+    read_twice,
     state_of,
     step_from,
 )
@@ -26,34 +28,21 @@ class TwiceUsed(Model):
         return self.last(self.first(x) + self.first(x.relu()))
 
 
-def test_a_backend_iterates_once_a_forward(backend):
+def test_every_access_of_a_forward_gets_the_same_weight(backend):
     model = normalized(Model(), backend=backend)
-    seen = []
-    model(torch.randn(3, 6), lambda: seen.extend([model.last.weight, model.last.weight]))
-    assert seen[0] is seen[1]
+    for layer in (model.first, model.last):
+        first, second = read_twice(model, layer)
+        assert first is second
 
 
-def test_every_access_of_a_forward_gets_the_same_weight():
-    model = normalized(Model())
-    before = state_of(model.first), state_of(model.last)
-    seen = []
-
-    def read():
-        seen.extend([model.first.weight, model.first.weight, model.last.weight, model.last.weight])
-
-    model(torch.randn(3, 6), read)
-    assert seen[0] is seen[1]
-    assert seen[2] is seen[3]
-    assert iterations(model.first, before[0]) == 1
-    assert iterations(model.last, before[1]) == 1
-
-
-def test_each_forward_iterates_once():
-    model = normalized(Model())
-    before = state_of(model.last)
-    for count in range(1, 4):
-        model(torch.randn(3, 6))
-        assert iterations(model.last, before) == count
+@pytest.mark.parametrize("n_power_iterations", [1, 2, 3])
+def test_each_forward_makes_as_many_iterations_as_asked_for(n_power_iterations):
+    model = normalized(Model(), n_power_iterations=n_power_iterations)
+    before = [(layer, state_of(layer)) for layer in (model.first, model.last)]
+    for forwards in (1, 2):
+        read_twice(model, model.last)
+        for layer, state in before:
+            assert iterations(layer, state) == forwards * n_power_iterations
 
 
 def test_a_layer_used_twice_iterates_once():
@@ -69,18 +58,10 @@ def test_a_layer_used_twice_gets_the_gradient_of_both_uses(relative_error):
     first, last = (step_from(layer, *state_of(layer)) for layer in (model.first, model.last))
     hidden = sum(nn.functional.linear(y, first.weight_sn, model.first.bias) for y in (x, x.relu()))
     output = nn.functional.linear(hidden, last.weight_sn, model.last.bias)
-    original = model.first.parametrizations.weight.original
+    original = original_of(model.first)
     (expected,) = torch.autograd.grad(output.square().sum(), original)
     model(x).square().sum().backward()
     assert relative_error(original.grad, expected) < 1e-6
-
-
-@pytest.mark.parametrize("n_power_iterations", [2, 3])
-def test_a_forward_makes_as_many_iterations_as_asked_for(n_power_iterations):
-    model = normalized(Model(), n_power_iterations=n_power_iterations)
-    before = state_of(model.last)
-    model(torch.randn(3, 6))
-    assert iterations(model.last, before) == n_power_iterations
 
 
 def test_an_access_outside_the_forward_iterates():

@@ -1,15 +1,14 @@
 """Whatever the mode and whatever the layers, a model comes out as normalized one by one."""
 
 import contextlib
-import copy
 
 import pytest
 import torch
 from torch import nn
 from torch.nn.utils.parametrizations import spectral_norm as torch_spectral_norm
 
-from snorm_triton import apply_spectral_norm, spectral_norm
-from whole_models import Model, assert_alike, iterations, normalized, pair, state_of
+from snorm_triton import spectral_norm
+from whole_models import Model, assert_alike, iterations, pair, state_of
 
 
 class MixedDtypes(nn.Module):
@@ -50,11 +49,6 @@ class Tied(nn.Module):
 
     def forward(self, x):
         return self.last(self.first(x).relu())
-
-
-def test_a_single_layer_is_a_model():
-    together, one_by_one = pair(nn.Linear(6, 5))
-    assert_alike(together, one_by_one, torch.randn(3, 6))
 
 
 def evaluating(model):
@@ -101,22 +95,27 @@ def test_every_mode_gives_what_one_by_one_gives(mode):
     assert_alike(together, one_by_one, x)
 
 
-def test_an_evaluated_model_iterates_where_it_is_asked_to():
-    together, one_by_one = pair(Model().eval(), power_iter_on_eval=True)
+@pytest.mark.parametrize("asked", [True, False])
+def test_an_evaluated_model_iterates_only_where_it_is_asked_to(asked):
+    together, one_by_one = pair(Model().eval(), power_iter_on_eval=asked)
     before = state_of(together.last)
     assert_alike(together, one_by_one, torch.randn(3, 6))
-    assert iterations(together.last, before) == 1
+    assert iterations(together.last, before) == int(asked)
 
 
-def test_an_evaluated_model_does_not_iterate():
-    model = normalized(Model()).eval()
-    before = state_of(model.last)
-    model(torch.randn(3, 6))
-    assert iterations(model.last, before) == 0
+def partly_torchs():
+    model = Model()
+    torch_spectral_norm(model.last)
+    return model
 
 
-def test_layers_of_several_dtypes_come_out_as_one_by_one():
-    together, one_by_one = pair(MixedDtypes())
+@pytest.mark.parametrize(
+    "make",
+    [lambda: nn.Linear(6, 5), MixedDtypes, Odd, partly_torchs],
+    ids=["a-single-layer", "several-dtypes", "vector-complex-empty", "partly-torchs"],
+)
+def test_any_model_comes_out_as_one_by_one(make):
+    together, one_by_one = pair(make())
     for _ in range(2):
         assert_alike(together, one_by_one, torch.randn(3, 6))
 
@@ -125,15 +124,6 @@ def test_tied_weights_come_out_as_one_by_one():
     together, one_by_one = pair(Tied())
     weights = [layer.parametrizations.weight for layer in (together.first, together.last)]
     assert weights[0].original is weights[1].original
-    for _ in range(2):
-        assert_alike(together, one_by_one, torch.randn(3, 6))
-
-
-def test_the_spectral_norm_of_torch_lives_beside_it():
-    model = Model()
-    torch_spectral_norm(model.last)
-    one_by_one = apply_spectral_norm(model, foreach=False)
-    together = apply_spectral_norm(copy.deepcopy(model), foreach=True)
     for _ in range(2):
         assert_alike(together, one_by_one, torch.randn(3, 6))
 
@@ -149,10 +139,3 @@ def test_a_stacked_normalization_is_left_to_its_accesses():
         lambda: seen.extend(each.prepared for each in together.first.parametrizations.weight),
     )
     assert seen == [None, None]
-
-
-def test_vectors_complex_and_empty_weights_come_out_as_one_by_one():
-    one_by_one = Odd()
-    together = apply_spectral_norm(copy.deepcopy(one_by_one), foreach=True)
-    for _ in range(2):
-        assert_alike(together, one_by_one, torch.randn(3, 6))

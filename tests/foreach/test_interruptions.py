@@ -9,6 +9,7 @@ from whole_models import (
     assert_nothing_is_prepared,
     iterations,
     normalized,
+    original_of,
     pair,
     state_of,
 )
@@ -45,7 +46,7 @@ def test_accesses_after_an_interrupt_have_graphs_of_their_own():
     weights = model.last.weight, model.last.weight
     for weight in weights:
         weight.square().sum().backward()
-    assert torch.isfinite(model.last.parametrizations.weight.original.grad).all()
+    assert torch.isfinite(original_of(model.last).grad).all()
 
 
 def test_a_forward_after_an_interrupt_prepares_anew():

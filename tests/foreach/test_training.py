@@ -4,12 +4,14 @@ import pytest
 import torch
 
 from whole_models import (
+    OPTIMIZERS,
     Model,
     assert_nothing_is_prepared,
     assert_same_gradients,
     assert_same_state,
     discriminator,
     images,
+    original_of,
     pair,
 )
 
@@ -18,16 +20,7 @@ def hinge(real, fake):
     return (1 - real).relu().mean() + (1 + fake).relu().mean()
 
 
-@pytest.mark.parametrize(
-    "optimizer",
-    [
-        lambda parameters: torch.optim.SGD(parameters, lr=0.1, momentum=0.9),
-        lambda parameters: torch.optim.SGD(parameters, lr=0.1, fused=True),
-        lambda parameters: torch.optim.Adam(parameters, lr=0.01),
-        lambda parameters: torch.optim.Adam(parameters, lr=0.01, fused=True),
-    ],
-    ids=["sgd", "fused-sgd", "adam", "fused-adam"],
-)
+@pytest.mark.parametrize("optimizer", OPTIMIZERS.values(), ids=OPTIMIZERS)
 def test_training_is_the_same_to_the_bit_as_one_by_one(optimizer):
     together, one_by_one = pair(discriminator())
     optimizers = [optimizer(model.parameters()) for model in (together, one_by_one)]
@@ -109,7 +102,7 @@ def test_substituted_weights_get_the_gradients():
         substitute = weight.clone().requires_grad_()
         torch.func.functional_call(model, {name: substitute}, x).square().sum().backward()
         grads.append(substitute.grad)
-        assert model.first.parametrizations.weight.original.grad is None
+        assert original_of(model.first).grad is None
     assert torch.equal(*grads)
     assert_same_state(together, one_by_one)
     assert_nothing_is_prepared(together)

@@ -1,6 +1,7 @@
 """Models normalized as a whole, and what the tests of this folder ask about them."""
 
 import copy
+from functools import partial
 
 import torch
 from torch import nn
@@ -55,6 +56,15 @@ def discriminator():
     )
 
 
+# Fused ones change a weight without changing its version.
+OPTIMIZERS = {
+    "sgd": partial(torch.optim.SGD, lr=0.1, momentum=0.9),
+    "fused-sgd": partial(torch.optim.SGD, lr=0.1, fused=True),
+    "adam": partial(torch.optim.Adam, lr=0.01),
+    "fused-adam": partial(torch.optim.Adam, lr=0.01, fused=True),
+}
+
+
 def images():
     return torch.randn(4, 2, 6, 6)
 
@@ -68,8 +78,9 @@ def unsettled(model):
     """The model with random u and v, so that an iteration shows."""
     with torch.no_grad():
         for parametrization in parametrizations_of(model):
-            for vector in (parametrization._u, parametrization._v):
-                vector.normal_().div_(vector.norm())
+            for name, vector in parametrization.named_buffers():
+                if name != "_sigma":
+                    vector.normal_().div_(vector.norm())
     return model
 
 
@@ -83,6 +94,10 @@ def pair(model, **options):
     return apply_spectral_norm(copy.deepcopy(one_by_one), foreach=True), one_by_one
 
 
+def original_of(layer):
+    return layer.parametrizations.weight.original
+
+
 def state_of(layer):
     parametrization = layer.parametrizations.weight[0]
     return parametrization._u.clone(), parametrization._v.clone()
@@ -90,18 +105,24 @@ def state_of(layer):
 
 def step_from(layer, u, v):
     parametrization = layer.parametrizations.weight[0]
-    weight = layer.parametrizations.weight.original
-    return spectral_normalize(weight, u, v, dim=parametrization.dim)
+    return spectral_normalize(original_of(layer), u, v, dim=parametrization.dim)
 
 
 def iterations(layer, before):
     """How many there were since ``before``, of a weight that has not changed."""
     u, v = before
-    for count in range(6):
+    for count in range(7):
         if all(map(torch.equal, state_of(layer), (u, v))):
             return count
         _, u, v, _ = step_from(layer, u, v)
     raise AssertionError("the state is not that of so few iterations")
+
+
+def read_twice(model, layer):
+    """What two accesses of the layer's weight get during a forward of the model."""
+    seen = []
+    model(torch.randn(3, 6), lambda: seen.extend([layer.weight, layer.weight]))
+    return seen
 
 
 def assert_same_state(model, twin):
@@ -151,6 +172,6 @@ def assert_alike(together, one_by_one, *inputs):
     assert_nothing_is_prepared(together)
 
 
-def scale_in_place(weight):
+def scale_in_place(layer):
     with torch.no_grad():
-        weight.mul_(1.5).add_(0.1)
+        original_of(layer).mul_(1.5).add_(0.1)
