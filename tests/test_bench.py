@@ -6,13 +6,23 @@ import pytest
 import torch
 from torch import nn
 
+from bench import bench_access, bench_training
 from bench.cases import Case
 from bench.measure import build
 from bench.memory import memory_of
-from bench.normalizations import LEGACY, NEW, OURS, layers_of, raw_weights
+from bench.normalizations import (
+    FOREACH,
+    LEGACY,
+    NEW,
+    NORMALIZATIONS,
+    OURS,
+    PER_LAYER,
+    layers_of,
+    raw_weights,
+)
 from bench.rotation import Rotation
-from bench.training import NONE, TrainingCase, training_step
-from bench.variants import COPY, NEW_COMPILED, Setting, access, builders, copy
+from bench.training import NONE, TrainingCase, training_builders, training_step
+from bench.variants import COPY, GRAPHED, NEW_COMPILED, Setting, access, builders, copy
 from snorm_triton.gan.training import TrainingConfig
 
 CPU = torch.device("cpu")
@@ -45,15 +55,67 @@ def test_copy_copies_every_weight():
     assert all(map(torch.equal, buffers, weights))
 
 
-def test_a_failing_variant_of_ours_raises_and_another_is_reported():
-    def fail():
-        raise RuntimeError("no")
+def failing_with(error):
+    def fail(*args):
+        raise error
 
-    runs, errors = build({COPY: lambda: list, NEW: fail}, CPU)
-    assert list(runs) == [COPY]
-    assert errors == {NEW: "RuntimeError: no"}
+    return fail
+
+
+def all_builders():
+    """Every variant of every suite, those of GPUs included."""
+    settings = [
+        Setting(Case("small", partial(nn.Linear, 3, 4), compiled=True), device, torch.float32, True)
+        for device in (CPU, torch.device("cuda"))
+    ]
+    chosen = training_builders(TrainingCase("small", 8, TrainingConfig()), CPU)
+    for setting in settings:
+        for ours in ((OURS,), (FOREACH, PER_LAYER)):
+            chosen |= builders(setting, ours, True)
+    return chosen
+
+
+@pytest.mark.parametrize("stage", ["build", "run"])
+@pytest.mark.parametrize("name", all_builders())
+def test_only_a_variant_of_torch_may_fail_and_is_reported(name, stage):
+    fail = failing_with(RuntimeError("no"))
+    chosen = {COPY: lambda: list, name: fail if stage == "build" else lambda: fail}
+    if name.startswith("torch"):
+        runs, errors = build(chosen, CPU)
+        assert list(runs) == [COPY]
+        assert errors == {name: "RuntimeError: no"}
+    else:
+        with pytest.raises(RuntimeError, match="no"):
+            build(chosen, CPU)
+
+
+def test_a_compiler_may_raise_anything_and_the_others_what_torch_raises():
+    fail = failing_with(KeyError("weight"))
+    runs, errors = build({NEW_COMPILED: fail}, CPU)
+    assert not runs
+    assert errors == {NEW_COMPILED: "KeyError: 'weight'"}
+    for name in (NEW, LEGACY, GRAPHED.format(NEW)):
+        with pytest.raises(KeyError):
+            build({name: fail}, CPU)
+
+
+@pytest.mark.parametrize(
+    ("name", "ours"),
+    [("bench_layer", OURS), ("bench_model", FOREACH), ("bench_model", PER_LAYER)],
+)
+def test_a_benchmark_of_accesses_fails_with_ours(monkeypatch, name, ours):
+    monkeypatch.setitem(NORMALIZATIONS, ours, failing_with(RuntimeError("no")))
+    case = Case("small", partial(nn.Linear, 3, 4))
     with pytest.raises(RuntimeError, match="no"):
-        build({OURS: fail}, CPU)
+        getattr(bench_access, name)(None, case, torch.float32, False, CPU, 0.1, False)
+
+
+@pytest.mark.parametrize("ours", [FOREACH, PER_LAYER])
+def test_a_benchmark_of_training_fails_with_ours(monkeypatch, ours):
+    monkeypatch.setitem(NORMALIZATIONS, ours, failing_with(RuntimeError("no")))
+    case = TrainingCase("small", 8, TrainingConfig(batch_size=4, channels=4, z_dim=4))
+    with pytest.raises(RuntimeError, match="no"):
+        bench_training.bench_training_step(None, case, CPU, 0.1)
 
 
 def test_compiled_only_where_the_case_and_the_caller_say_so():

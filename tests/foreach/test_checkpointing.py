@@ -1,0 +1,89 @@
+"""A recomputation inside a backward computes what the forward computed, and iterates not at all."""
+
+import copy
+
+import pytest
+import torch
+from torch.utils.checkpoint import checkpoint
+
+from whole_models import (
+    Model,
+    assert_nothing_is_prepared,
+    assert_same_gradients,
+    assert_same_state,
+    iterations,
+    normalized,
+    state_of,
+)
+
+
+class Checkpointed(Model):
+    def __init__(self, use_reentrant):
+        super().__init__()
+        self.use_reentrant = use_reentrant
+
+    def forward(self, x):
+        x = checkpoint(self.first, x, use_reentrant=self.use_reentrant).relu()
+        return checkpoint(self.last, x, use_reentrant=self.use_reentrant)
+
+
+def run_checkpointed(model, x):
+    output = model(x)
+    before = [state_of(layer) for layer in (model.first, model.last)]
+    output.square().sum().backward()
+    after = [state_of(layer) for layer in (model.first, model.last)]
+    assert all(
+        torch.equal(a, b)
+        for pairs in zip(before, after, strict=True)
+        for a, b in zip(*pairs, strict=True)
+    )
+    return output
+
+
+@pytest.mark.parametrize("use_reentrant", [True, False])
+@pytest.mark.parametrize("foreach", [True, False])
+def test_checkpointed_layers_recompute_what_they_computed(use_reentrant, foreach):
+    model = normalized(Checkpointed(use_reentrant), foreach=foreach)
+    plain = normalized(Model(), foreach=foreach)
+    plain.load_state_dict(model.state_dict())
+    for _ in range(2):
+        x = torch.randn(3, 6)
+        inputs = [x.clone().requires_grad_() for _ in range(2)]
+        model.zero_grad()
+        plain.zero_grad()
+        output = run_checkpointed(model, inputs[0])
+        expected = plain(inputs[1])
+        expected.square().sum().backward()
+        assert torch.equal(output, expected)
+        assert torch.equal(inputs[0].grad, inputs[1].grad)
+        assert_same_gradients(model, plain)
+        assert_same_state(model, plain)
+    assert_nothing_is_prepared(model)
+
+
+@pytest.mark.parametrize("use_reentrant", [True, False])
+@pytest.mark.parametrize("foreach", [True, False])
+def test_a_checkpointed_model_recomputes_what_it_computed(use_reentrant, foreach):
+    model = normalized(Model(), foreach=foreach)
+    plain = copy.deepcopy(model)
+    x = torch.randn(3, 6, requires_grad=True)
+    before = state_of(model.last)
+    output = checkpoint(model, x, use_reentrant=use_reentrant)
+    output.square().sum().backward()
+    assert iterations(model.last, before) == 1
+    plain(x).square().sum().backward()
+    assert_same_gradients(model, plain)
+    assert_same_state(model, plain)
+    assert_nothing_is_prepared(model)
+
+
+@pytest.mark.parametrize("use_reentrant", [True, False])
+def test_a_recomputation_inside_a_forward_leaves_what_was_prepared_alone(use_reentrant):
+    model = normalized(Model())
+    x = torch.randn(3, 6, requires_grad=True)
+    earlier = checkpoint(
+        model.last, torch.randn(3, 8).requires_grad_(), use_reentrant=use_reentrant
+    )
+    before = state_of(model.last)
+    model(x, lambda: earlier.sum().backward()).sum().backward()
+    assert iterations(model.last, before) == 1

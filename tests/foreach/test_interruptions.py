@@ -1,0 +1,58 @@
+"""A forward that ends by an exception leaves nothing prepared."""
+
+import pytest
+import torch
+
+from whole_models import (
+    Model,
+    assert_alike,
+    assert_nothing_is_prepared,
+    iterations,
+    normalized,
+    original_of,
+    pair,
+    state_of,
+)
+
+
+def test_nothing_is_left_prepared_when_the_forward_raises():
+    model = normalized(Model())
+
+    def fail():
+        raise RuntimeError("halfway")
+
+    with pytest.raises(RuntimeError, match="halfway"):
+        model(torch.randn(3, 6), fail)
+    assert_nothing_is_prepared(model)
+
+
+def interrupt():
+    raise KeyboardInterrupt
+
+
+def test_an_access_after_an_interrupt_iterates():
+    model = normalized(Model())
+    before = state_of(model.last)
+    with pytest.raises(KeyboardInterrupt):
+        model(torch.randn(3, 6), interrupt)
+    assert model.last.weight is not model.last.weight
+    assert iterations(model.last, before) == 3
+
+
+def test_accesses_after_an_interrupt_have_graphs_of_their_own():
+    model = normalized(Model())
+    with pytest.raises(KeyboardInterrupt):
+        model(torch.randn(3, 6), interrupt)
+    weights = model.last.weight, model.last.weight
+    for weight in weights:
+        weight.square().sum().backward()
+    assert torch.isfinite(original_of(model.last).grad).all()
+
+
+def test_a_forward_after_an_interrupt_prepares_anew():
+    together, one_by_one = pair(Model())
+    x = torch.randn(3, 6)
+    with pytest.raises(KeyboardInterrupt):
+        together(x, interrupt)
+    one_by_one(x)
+    assert_alike(together, one_by_one, x)
