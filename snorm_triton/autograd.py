@@ -13,20 +13,11 @@ from .eager import nonzero
 from .matrix_view import MatrixView, like_weight
 
 
-class Normalized(NamedTuple):
-    """A dense weight read as a matrix along ``dim``, and its normalization as computed."""
+class Estimate(NamedTuple):
+    """What was taken for the spectral norm of a dense weight, read as a matrix along ``dim``.
 
-    weight: Tensor
-    view: MatrixView
-    dim: int
-    weight_sn: Tensor
-    u: Tensor
-    v: Tensor
-    sigma: Tensor
-
-
-class _Kept(NamedTuple):
-    """What a gradient needs of a forward: u, v and sigma are this access's own."""
+    u, v and sigma are an access's own, never the live buffers, which the next one overwrites.
+    """
 
     weight: Tensor
     version: int
@@ -37,9 +28,12 @@ class _Kept(NamedTuple):
     sigma: Tensor
 
 
-def rescaled(ops: Operations, bucket: Sequence[Normalized]) -> Sequence[Tensor]:
-    """W / sigma of each, made differentiable in W by one node, u and v held constant."""
-    return _Rescale.apply(ops, bucket, *[each.weight for each in bucket])  # type: ignore[no-any-return]
+def rescaled(
+    ops: Operations, estimates: Sequence[Estimate], weights_sn: Sequence[Tensor]
+) -> tuple[Tensor, ...]:
+    """``weights_sn``, each W / sigma, made differentiable in W by one node: u and v constant."""
+    weights = [estimate.weight for estimate in estimates]
+    return _Rescale.apply(ops, estimates, weights_sn, *weights)  # type: ignore[no-any-return]
 
 
 def differentiable_sigma(sigma: Tensor, weight: Tensor, u: Tensor, v: Tensor, dim: int) -> Tensor:
@@ -54,27 +48,28 @@ def outer(u: Tensor, v: Tensor, shape: torch.Size, dim: int) -> Tensor:
 
 
 class _Rescale(torch.autograd.Function):
-    """weights -> weights / sigmas, with sigma = u^T W v already computed."""
+    """weights -> weights / sigmas, already computed."""
 
     @staticmethod
     def forward(
-        ctx: Any, ops: Operations, bucket: Sequence[Normalized], *weights: Tensor
+        ctx: Any,
+        ops: Operations,
+        estimates: Sequence[Estimate],
+        weights_sn: Sequence[Tensor],
+        *weights: Tensor,
     ) -> tuple[Tensor, ...]:
         ctx.set_materialize_grads(False)
         ctx.ops = ops
         # Kept here rather than with save_for_backward: the node serves many layers, and a backward
         # through some of them must leave it whole for the others. It holds no memory but u and v.
-        ctx.kept = [
-            _Kept(weight, weight._version, view, dim, u, v, sigma)
-            for weight, view, dim, _, u, v, sigma in bucket
-        ]
-        return tuple([each.weight_sn for each in bucket])
+        ctx.estimates = estimates
+        return tuple(weights_sn)
 
     @staticmethod
     def backward(ctx: Any, *grads: Tensor | None) -> Any:
-        kept: list[_Kept] = []
+        used: list[Estimate] = []
         inputs: list[Tensor] = []
-        for each, grad in zip(ctx.kept, grads, strict=True):
+        for each, grad in zip(ctx.estimates, grads, strict=True):
             if grad is not None:
                 if each.weight._version != each.version:
                     raise RuntimeError(
@@ -82,12 +77,12 @@ class _Rescale(torch.autograd.Function):
                         "modified by an inplace operation since the forward whose gradient is "
                         "computed"
                     )
-                kept.append(each)
+                used.append(each)
                 inputs += grad, each.weight
         # Where the gradient itself is to be differentiated, it is a node too.
         compute = _RescaleBackward.apply if torch.is_grad_enabled() else _rescale_backward
-        grad_weights = iter(compute(ctx.ops, kept, *inputs))
-        return None, None, *[None if grad is None else next(grad_weights) for grad in grads]
+        grad_weights = iter(compute(ctx.ops, used, *inputs))
+        return None, None, None, *[None if grad is None else next(grad_weights) for grad in grads]
 
 
 class _RescaleBackward(torch.autograd.Function):
@@ -102,32 +97,32 @@ class _RescaleBackward(torch.autograd.Function):
 
     @staticmethod
     def forward(
-        ctx: Any, ops: Operations, kept: Sequence[_Kept], *inputs: Tensor
+        ctx: Any, ops: Operations, estimates: Sequence[Estimate], *inputs: Tensor
     ) -> tuple[Tensor, ...]:
         ctx.set_materialize_grads(False)
-        ctx.kept = kept
+        ctx.estimates = estimates
         ctx.save_for_backward(*inputs)
-        return _rescale_backward(ops, kept, *inputs)
+        return _rescale_backward(ops, estimates, *inputs)
 
     @staticmethod
     def backward(ctx: Any, *grads_out: Tensor | None) -> Any:
         inputs = iter(ctx.saved_tensors)
         derivatives: list[Tensor | None] = []
-        for each, grad_out, grad, weight in zip(ctx.kept, grads_out, inputs, inputs, strict=True):
-            derivatives += (
-                (None, None)
-                if grad_out is None
-                else _second_derivatives(grad_out, grad, weight, each.u, each.v, each.dim)
-            )
+        for each, grad_out in zip(ctx.estimates, grads_out, strict=True):
+            grad, weight = next(inputs), next(inputs)
+            if grad_out is None:
+                derivatives += None, None
+            else:
+                derivatives += _second_derivatives(grad_out, grad, weight, each)
         return None, None, *derivatives
 
 
 def _rescale_backward(
-    ops: Operations, kept: Sequence[_Kept], *inputs: Tensor
+    ops: Operations, estimates: Sequence[Estimate], *inputs: Tensor
 ) -> tuple[Tensor, ...]:
     """The gradients of the weights; ``inputs`` are the G and the W of each in turn."""
     calls = []
-    for i, (_, _, view, dim, u, v, sigma) in enumerate(kept):
+    for i, (_, _, view, dim, u, v, sigma) in enumerate(estimates):
         grad, weight = inputs[2 * i : 2 * i + 2]
         calls.append((like_weight(grad, weight, view, dim), None, weight, view, u, v, sigma))
     if len(calls) == 1:
@@ -151,14 +146,14 @@ class _Sigma(torch.autograd.Function):
 
 
 def _second_derivatives(
-    grad_out: Tensor, grad: Tensor, weight: Tensor, u: Tensor, v: Tensor, dim: int
+    grad_out: Tensor, grad: Tensor, weight: Tensor, estimate: Estimate
 ) -> tuple[Tensor, Tensor]:
     """Those of <grad_out, D> by G and W.
 
     In plain torch from W itself, sigma included, so that derivatives of any order are right.
     """
-    dtypes = grad.dtype, weight.dtype
-    direction = outer(u, v, weight.shape, dim)
+    dtypes, u = (grad.dtype, weight.dtype), estimate.u
+    direction = outer(u, estimate.v, weight.shape, estimate.dim)
     grad_out, grad, weight = grad_out.to(u.dtype), grad.to(u.dtype), weight.to(u.dtype)
     sigma = (direction * weight).sum()
     is_zero, sigma = sigma.abs() < torch.finfo(sigma.dtype).tiny, nonzero(sigma)

@@ -9,7 +9,7 @@ from typing import Any, NamedTuple, TypeVar
 import torch
 from torch import Tensor
 
-from .autograd import Normalized, differentiable_sigma, outer, rescaled
+from .autograd import Estimate, differentiable_sigma, outer, rescaled
 from .dispatch import Operations, operations
 from .eager import in_dtype_of, nonzero
 from .matrix_view import MatrixView, in_matrix_layout
@@ -129,7 +129,8 @@ def normalize(request: Request) -> SpectralNormalized:
         if weight.is_complex() or torch.compiler.is_compiling():
             weight_sn, sigma = _rescale_in_torch(weight, u, v, dim, dtype)
         else:
-            (weight_sn,) = rescaled(ops, (Normalized(dense, view, dim, weight_sn, u, v, sigma),))
+            estimate = Estimate(dense, dense._version, view, dim, u, v, sigma)
+            (weight_sn,) = rescaled(ops, (estimate,), (weight_sn,))
     return SpectralNormalized(weight_sn, u, v, sigma)
 
 
@@ -139,7 +140,7 @@ def normalize_together(requests: Sequence[Request]) -> list[SpectralNormalized]:
     One power iteration of any number of weights of one device and dtype is three launches. Their
     gradients come in buckets of up to ``BUCKET_BYTES``, so that the first need not wait for all.
     """
-    results: list[SpectralNormalized | None] = [None] * len(requests)
+    results: dict[int, SpectralNormalized] = {}
     groups: dict[tuple[Operations, torch.device, torch.dtype, torch.dtype], list[int]] = {}
     for i, request in enumerate(requests):
         weight = request.weight
@@ -156,21 +157,21 @@ def normalize_together(requests: Sequence[Request]) -> list[SpectralNormalized]:
         for i, (dense, view), output in zip(members, places, outputs, strict=True):
             results[i] = SpectralNormalized(*output)
             if torch.is_grad_enabled() and requests[i].weight.requires_grad:
-                differentiable.append((i, Normalized(dense, view, requests[i].dim, *output)))
+                estimate = Estimate(dense, dense._version, view, requests[i].dim, *output[1:])
+                differentiable.append((i, estimate))
         for bucket in _buckets(differentiable):
-            weights_sn = rescaled(ops, [normalized for _, normalized in bucket])
-            for (i, normalized), weight_sn in zip(bucket, weights_sn, strict=True):
-                results[i] = SpectralNormalized(weight_sn, *normalized[4:])
-    return results  # type: ignore[return-value]
+            estimates = [estimate for _, estimate in bucket]
+            weights_sn = rescaled(ops, estimates, [results[i].weight_sn for i, _ in bucket])
+            for (i, _), weight_sn in zip(bucket, weights_sn, strict=True):
+                results[i] = results[i]._replace(weight_sn=weight_sn)
+    return [results[i] for i in range(len(requests))]
 
 
-def _buckets(
-    members: Sequence[tuple[int, Normalized]],
-) -> Iterator[Sequence[tuple[int, Normalized]]]:
+def _buckets(members: Sequence[tuple[int, Estimate]]) -> Iterator[Sequence[tuple[int, Estimate]]]:
     """Neighbours of up to ``BUCKET_BYTES`` together."""
     start, size = 0, 0
-    for end, (_, normalized) in enumerate(members):
-        nbytes = normalized.weight.nbytes
+    for end, (_, estimate) in enumerate(members):
+        nbytes = estimate.weight.nbytes
         if size and size + nbytes > BUCKET_BYTES:
             yield members[start:end]
             start, size = end, 0

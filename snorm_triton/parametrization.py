@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from typing import Any, cast
+from typing import Any
 
 import torch
 import torch.nn.functional as F
@@ -127,8 +127,8 @@ class SpectralNormParametrization(nn.Module):
 
     def request(self, weight: Tensor) -> Request:
         """What an access to ``weight`` computes now, and the buffers that it overwrites."""
-        buffers = self._buffers
-        u, v, sigma = cast(list[Tensor], [buffers[name] for name in ("_u", "_v", "_sigma")])
+        buffers: Any = self._buffers  # read past Module's attribute lookup
+        u, v, sigma = buffers["_u"], buffers["_v"], buffers["_sigma"]
         dtype = state_dtype(weight)
         n_power_iterations, replayed = 0, None
         written: tuple[Tensor, ...] = (sigma,)
