@@ -24,7 +24,7 @@ from .functional import normalize_together
 from .parametrization import SpectralNormParametrization
 
 
-class Prepared:
+class PreparedWeight:
     """A normalized weight, and what must still be so for it to be handed out."""
 
     optimizer_steps = 0  # of any optimizer: fused ones do not show in a weight's version
@@ -51,7 +51,7 @@ class Prepared:
             weight.data_ptr(),
             weight.requires_grad,
             parametrization.training,
-            Prepared.optimizer_steps,
+            PreparedWeight.optimizer_steps,
             torch._C._current_graph_task_id(),  # a recomputation inside a backward is no access
         )
 
@@ -100,12 +100,14 @@ def _forget(model: nn.Module, args: Any, output: Any) -> None:
     ending = sys._getframe(1)
     for _, _, parametrizations in _parametrized(model):
         for parametrization in parametrizations:
-            prepared = getattr(parametrization, "prepared", None)
+            if not isinstance(parametrization, SpectralNormParametrization):
+                continue
+            prepared = parametrization.prepared
             # What an outer forward prepared stays until that ends.
-            if prepared is not None and (
+            if isinstance(prepared, PreparedWeight) and (
                 prepared.forward is ending or not _is_running(prepared.forward)
             ):
-                parametrization.prepared = None  # type: ignore[assignment]
+                parametrization.prepared = None
 
 
 def _prepare(model: nn.Module, forward: FrameType, everywhere: bool) -> None:
@@ -129,7 +131,9 @@ def _prepare(model: nn.Module, forward: FrameType, everywhere: bool) -> None:
     for (weight, parametrization), normalized in zip(
         chosen, normalize_together(requests), strict=True
     ):
-        parametrization.prepared = Prepared(weight, normalized.weight_sn, parametrization, forward)
+        parametrization.prepared = PreparedWeight(
+            weight, normalized.weight_sn, parametrization, forward
+        )
 
 
 def _parametrized(model: nn.Module) -> Iterator[tuple[nn.Module, str, ParametrizationList]]:
@@ -167,7 +171,7 @@ def _is_running(frame: FrameType | None) -> bool:
 
 
 def _count_step(optimizer: Any, args: Any, kwargs: Any) -> None:
-    Prepared.optimizer_steps += 1
+    PreparedWeight.optimizer_steps += 1
 
 
 register_optimizer_step_post_hook(_count_step)

@@ -49,7 +49,7 @@ class MatrixView:
 
     def flat(self, weight: Tensor) -> Tensor:
         """The dense ``weight`` as a vector in memory order, a view."""
-        return weight.as_strided((self.N * self.M,), (1,))
+        return weight.as_strided((weight.numel(),), (1,))
 
     def operand(self, weight: Tensor) -> Tensor:
         """The dense ``weight`` as (M, N) in memory column order where strides allow, or (P, M, Q).

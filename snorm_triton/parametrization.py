@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from typing import Any
+from typing import Any, Protocol
 
 import torch
 import torch.nn.functional as F
@@ -21,6 +21,15 @@ from .functional import (
 )
 
 WARM_UP_ITERATIONS = 15
+
+
+class Prepared(Protocol):
+    """A weight normalized ahead of its access, where a model's are normalized together."""
+
+    weight_sn: Tensor
+
+    def serves(self, weight: Tensor, parametrization: SpectralNormParametrization) -> bool:
+        """Whether an access to ``weight`` here and now gets ``weight_sn``."""
 
 
 class SpectralNormParametrization(nn.Module):
@@ -53,8 +62,7 @@ class SpectralNormParametrization(nn.Module):
     _u: Tensor
     _v: Tensor
     _sigma: Tensor
-    # A weight normalized ahead of its access, where a model's are normalized together.
-    prepared: Any = None
+    prepared: Prepared | None = None
 
     def __init__(
         self,
@@ -122,7 +130,7 @@ class SpectralNormParametrization(nn.Module):
             and not torch.compiler.is_compiling()
             and prepared.serves(weight, self)
         ):
-            return prepared.weight_sn  # type: ignore[no-any-return]
+            return prepared.weight_sn
         return normalize(self.request(weight)).weight_sn
 
     def request(self, weight: Tensor) -> Request:
@@ -188,6 +196,19 @@ class SpectralNormParametrization(nn.Module):
                 dtype = torch.promote_types(buffer.dtype, torch.float32)
                 if dtype != buffer.dtype:
                     self._buffers[name] = source.to(buffer.device, dtype)
+
+
+class SpectralNormList(ParametrizationList):
+    """As torch's, but it does not search for further parametrizations where it holds one.
+
+    At an access of a small weight that search takes as long as a matrix-vector product.
+    """
+
+    def forward(self) -> Tensor:
+        """The tensor, parametrized."""
+        if len(self._modules) == 1 and self.is_tensor:
+            return self._modules["0"](self.original)  # type: ignore[no-any-return]
+        return super().forward()
 
 
 def check_numbers(n_power_iterations: int, eps: float) -> None:

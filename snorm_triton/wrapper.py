@@ -19,6 +19,7 @@ from torch.utils.hooks import RemovableHandle
 from .copying import make_copyable
 from .dispatch import BACKENDS, select
 from .parametrization import (
+    SpectralNormList,
     SpectralNormParametrization,
     check_dim,
     check_numbers,
@@ -133,6 +134,7 @@ class SpectralNormWrapper:
         options = {**self.options, "dim": self._dim(weight)}
         parametrization = SpectralNormParametrization(weight, **options)
         register_parametrization(self.module, self.name, parametrization)
+        self._list().__class__ = SpectralNormList
         make_copyable(self.module)
         return self.module
 
