@@ -1,0 +1,78 @@
+"""Where the time of a small weight's access goes: `python -m bench.overhead`.
+
+Each row adds one layer of Python to the row before it, so that the differences are what each costs.
+On a GPU the launches are asynchronous, and the rows are time of the host as long as the weight is
+small.
+"""
+
+from __future__ import annotations
+
+import argparse
+from collections.abc import Callable
+from functools import partial
+
+import torch
+from torch import nn
+
+from bench.device import device_name, find_gpu, synchronize
+from bench.normalizations import NEW, NORMALIZATIONS, OURS
+from bench.rotation import Rotation
+from snorm_triton.dispatch import operations
+from snorm_triton.functional import normalize
+from snorm_triton.matrix_view import in_matrix_layout
+
+
+def layers_of_an_access(layer: nn.Module) -> dict[str, Callable[[], object]]:
+    """An access of our normalized ``layer``, from the operations outwards."""
+    parametrizations = layer.parametrizations.weight
+    parametrization, weight = parametrizations[0], parametrizations.original
+    request = parametrization.request(weight)
+    dense, view = in_matrix_layout(weight.detach(), request.dim)
+    computation = (dense, view, request.u, request.v, 1, request.eps, weight.dtype, request.buffers)
+    constant = request._replace(weight=dense)
+    return {
+        "the operations": partial(operations(weight).normalize, *computation),
+        "and dispatch, layout": lambda: normalize(constant),
+        "and the autograd node": lambda: normalize(request),
+        "and the arguments": lambda: parametrization.forward(weight),
+        "and Module.__call__": lambda: parametrization(weight),
+        "and the list of parametrizations": lambda: parametrizations(),
+        "the access": lambda: layer.weight,
+    }
+
+
+def with_backward(layer: nn.Module) -> Callable[[], object]:
+    original = layer.parametrizations.weight.original
+    grad = torch.randn_like(original)
+    return lambda: torch.autograd.grad(layer.weight, original, grad)
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("--device", help="default: the GPU if there is one, else cpu")
+    parser.add_argument("--channels", type=int, nargs=2, default=[3, 64], metavar=("IN", "OUT"))
+    parser.add_argument("--seconds", type=float, default=10, help="to measure for")
+    arguments = parser.parse_args()
+    device = (
+        torch.device(arguments.device) if arguments.device else find_gpu() or torch.device("cpu")
+    )
+    ours, new = (nn.Conv2d(*arguments.channels, 3, device=device) for _ in range(2))
+    NORMALIZATIONS[OURS](ours)
+    NORMALIZATIONS[NEW](new)
+    runs = {
+        **layers_of_an_access(ours),
+        "the access and its backward": with_backward(ours),
+        f"{NEW}: the access": lambda: new.weight,
+        f"{NEW}: the access and its backward": with_backward(new),
+    }
+    rotation = Rotation(runs, partial(synchronize, device))
+    for _ in range(rotation.calibrate(arguments.seconds)):
+        rotation()
+    print(f"Conv2d {arguments.channels} k3, {device_name(device)}, torch {torch.__version__}")
+    for name, row in rotation.statistics("the access").items():
+        low, high = (1e6 * seconds for seconds in row["quartiles"])
+        print(f"  {name:40}{1e6 * row['median']:8.1f} µs ({low:.1f} to {high:.1f})")
+
+
+if __name__ == "__main__":
+    main()
