@@ -150,7 +150,8 @@ def apply_spectral_norm(
     """Normalize the ``weight`` of every layer of a model, but those normalized already, by anyone.
 
     On a GPU the weights are normalized together at the start of the model's forward, in three
-    launches however many they are, and every access during it gets that one result.
+    launches however many they are, and every access during it gets that one result. A weight that
+    changes meanwhile is normalized anew, but a change through ``weight.data`` goes unnoticed.
 
     Args:
         model: any module; itself a candidate.
