@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from math import gcd
 from typing import NamedTuple
 
 MAX_THREADS = 1024  # per program, on every target
@@ -37,6 +38,11 @@ class RowTile(NamedTuple):
 def ceil_div(a: int, b: int) -> int:
     """``a / b`` rounded up."""
     return -(-a // b)
+
+
+def known_factor(n: int) -> int:
+    """The largest power of two up to 16 that divides ``n``; Triton sees multiples of 16 alone."""
+    return gcd(n, 16)
 
 
 def next_power_of_two(n: int) -> int:

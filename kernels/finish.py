@@ -8,6 +8,7 @@ import triton.language as tl
 from .indexing import (
     divisor_of,
     logical_column,
+    multiple,
     power_of_two,
     reciprocal,
     reciprocal_of_power,
@@ -24,6 +25,7 @@ def reduce_partials(
     column_square_ptr,  # [column blocks], out: |s / column scale|^2 of this block
     programs,
     N,
+    FACTOR: tl.constexpr,  # divides N
     BLOCK: tl.constexpr,
     ROWS: tl.constexpr,
 ):
@@ -36,7 +38,7 @@ def reduce_partials(
         column_square_ptr,
         tl.program_id(0),
         programs,
-        N,
+        multiple(N, FACTOR),
         BLOCK,
         ROWS,
     )
@@ -62,9 +64,11 @@ def finish_iteration(
     out_ptr,  # [numel], out where RESCALES
     programs,
     column_blocks,
+    numel,
     M,
     N,
     C,
+    FACTOR: tl.constexpr,  # divides numel
     K: tl.constexpr,
     RESCALES: tl.constexpr,
     BLOCK: tl.constexpr,
@@ -73,7 +77,7 @@ def finish_iteration(
     """u, v, sigma and, where RESCALES, W / sigma; each program takes the norms anew."""
     # Backwards: the power kernels read these elements last, so they are the likeliest in cache.
     block = tl.num_programs(0) - 1 - tl.program_id(0)
-    numel = M.to(tl.int64) * N
+    numel = multiple(numel, FACTOR)
     offset = block.to(tl.int64) * BLOCK + tl.arange(0, BLOCK)
     if RESCALES:
         w = tl.load(weight_ptr + offset, mask=offset < numel, eviction_policy="evict_first")

@@ -10,7 +10,7 @@ from __future__ import annotations
 import triton
 import triton.language as tl
 
-from .indexing import logical_column, power_of_two, reciprocal_of_power, weight_offset
+from .indexing import logical_column, multiple, power_of_two, reciprocal_of_power, weight_offset
 
 
 @triton.jit
@@ -24,6 +24,7 @@ def power_rows(
     M,
     N,
     C,
+    FACTOR: tl.constexpr,
     Q: tl.constexpr,
     K: tl.constexpr,
     PLAIN: tl.constexpr,
@@ -33,6 +34,7 @@ def power_rows(
     """Whole rows on chip, each read once; a program takes every num_programs-th tile of R rows."""
     pid = tl.program_id(0)
     acc = v_ptr.dtype.element_ty
+    N = multiple(N, FACTOR)
     n = tl.arange(0, BLOCK_N)
     in_row = n < N
     v = tl.load(v_ptr + logical_column(n, C, K), mask=in_row, other=0.0)  # [BLOCK_N]
@@ -69,6 +71,7 @@ def power_chunked(
     M,
     N,
     C,
+    FACTOR: tl.constexpr,
     Q: tl.constexpr,
     K: tl.constexpr,
     PLAIN: tl.constexpr,
@@ -85,7 +88,7 @@ def power_chunked(
         square_ptr,
         tl.program_id(0),
         M,
-        N,
+        multiple(N, FACTOR),
         C,
         Q,
         K,

@@ -8,8 +8,8 @@ import triton.language as tl
 from torch import Tensor
 
 from . import launch
-from .config import ELEMENTWISE_BLOCK, ceil_div
-from .indexing import divisor_of, reciprocal
+from .config import ELEMENTWISE_BLOCK, ceil_div, known_factor
+from .indexing import divisor_of, multiple, reciprocal
 
 
 @triton.jit
@@ -18,9 +18,11 @@ def divide_by_sigma(
     sigma_ptr,  # []
     out_ptr,  # [numel], out
     numel,
+    FACTOR: tl.constexpr,  # divides numel
     BLOCK: tl.constexpr,
 ):
     """weight / sigma, where a zero sigma divides by one."""
+    numel = multiple(numel, FACTOR)
     sigma = divisor_of(tl.load(sigma_ptr))
     offset = tl.program_id(0).to(tl.int64) * BLOCK + tl.arange(0, BLOCK)
     w = tl.load(weight_ptr + offset, mask=offset < numel).to(sigma.dtype)
@@ -43,5 +45,6 @@ def launch_rescale(weight: Tensor, sigma: Tensor, out: Tensor) -> None:
         sigma_ptr=sigma,
         out_ptr=out,
         numel=weight.numel(),
+        FACTOR=known_factor(weight.numel()),
         BLOCK=ELEMENTWISE_BLOCK,
     )
