@@ -102,7 +102,7 @@ def launch_estimate(
 ) -> None:
     """Write the last four, of shapes (M,), (N,), () and (), in two launches."""
     M, N = view.M, view.N
-    tile = chunk_tile(M, u.element_size(), launch.warp_size(u.device))
+    tile = chunk_tile(M, N, view.Q, u.element_size(), launch.warp_size(u.device))
     dots = u.new_empty(tile.programs)
     row_block_dots[(tile.programs,)](
         weight_ptr=weight,

@@ -79,7 +79,7 @@ def foreach_reduce(
     LAYERS: tl.constexpr,
     R: tl.constexpr,
     BLOCK: tl.constexpr,
-    ROWS_AT_ONCE: tl.constexpr,
+    ROWS: tl.constexpr,
 ):
     """As ``reduce_partials``, of every layer."""
     layer, block = layer_of(table_ptr, FIRST + 1, LAYERS)
@@ -98,7 +98,7 @@ def foreach_reduce(
         programs,
         N,
         BLOCK,
-        ROWS_AT_ONCE,
+        ROWS,
     )
 
 
@@ -113,13 +113,14 @@ def foreach_finish(
     R: tl.constexpr,
     BLOCK: tl.constexpr,
     VECTOR_BLOCK: tl.constexpr,
+    SHARE_COLUMNS: tl.constexpr,
 ):
     """As ``finish_iteration``, of every layer."""
     layer, block = layer_of(table_ptr, FIRST + 2, LAYERS)
     acc = scratch_ptr.dtype.element_ty
     M, N = size(table_ptr, M_SIZE, layer, LAYERS), size(table_ptr, N_SIZE, layer, LAYERS)
     numel = M.to(tl.int64) * N
-    programs, column_blocks = tl.cdiv(M, R), tl.cdiv(N, VECTOR_BLOCK)
+    programs, column_blocks = tl.cdiv(M, R), tl.cdiv(N, SHARE_COLUMNS)
     t = scratch_ptr + entry(table_ptr, SCRATCH, layer, LAYERS)
     scale = t + M
     s = scale + 2 * programs

@@ -11,6 +11,8 @@ from ..matrix_view import MatrixView
 from . import launch
 from .config import (
     ELEMENTWISE_BLOCK,
+    SHARE_COLUMNS,
+    SHARE_ROWS,
     VECTOR_BLOCK,
     SmallTile,
     ceil_div,
@@ -19,6 +21,7 @@ from .config import (
     known_factor,
     row_tile,
     small_tile,
+    warps,
 )
 from .estimate import launch_estimate
 from .finish import finish_iteration, reduce_partials
@@ -121,8 +124,8 @@ def _iterate(
     if holds_whole_rows(view.P, view.Q, view.K, itemsize):
         power, tile = power_rows, row_tile(M, N, itemsize, lanes, max(1, capacity))
     else:
-        power, tile = power_chunked, chunk_tile(M, itemsize, lanes)
-    programs, column_blocks = tile.programs, ceil_div(N, VECTOR_BLOCK)
+        power, tile = power_chunked, chunk_tile(M, N, view.Q, itemsize, lanes)
+    programs, column_blocks = tile.programs, ceil_div(N, SHARE_COLUMNS)
     # The shares of s lie in the output's memory: it is written only once they have been read.
     partial = results.weight_sn if programs <= capacity else u.new_empty(programs, N)
     sizes = (M, programs, programs, N, column_blocks, column_blocks)
@@ -154,8 +157,9 @@ def _iterate(
             programs=programs,
             N=N,
             FACTOR=known_factor(N),
-            BLOCK=VECTOR_BLOCK,
-            ROWS=8,
+            BLOCK=SHARE_COLUMNS,
+            ROWS=SHARE_ROWS,
+            num_warps=warps(SHARE_ROWS * SHARE_COLUMNS, itemsize, lanes),
         )
         elements, block = (numel, ELEMENTWISE_BLOCK) if is_last else (max(M, N), VECTOR_BLOCK)
         finish_iteration[(ceil_div(elements, block),)](

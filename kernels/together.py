@@ -19,9 +19,12 @@ from .config import (
     DOT_BLOCK,
     DOT_PROGRAMS,
     ELEMENTWISE_BLOCK,
+    SHARE_COLUMNS,
+    SHARE_ROWS,
     VECTOR_BLOCK,
     ceil_div,
-    chunk_tile,
+    foreach_tile,
+    warps,
 )
 from .foreach import (
     foreach_finish,
@@ -149,7 +152,8 @@ def _iterate(calls: Sequence[tuple[Any, ...]]) -> list[Normalized]:
     out = weight.new_empty(plan.out_size, dtype=dtype)
     state = u.new_empty(plan.state_size)
     scratch = u.new_empty(plan.scratch_size)
-    tile = chunk_tile(1, u.element_size(), launch.warp_size(u.device))
+    lanes = launch.warp_size(u.device)
+    tile = foreach_tile(u.element_size(), lanes)
     arguments = {
         "table_ptr": plan.table.fields,
         "out_ptr": out,
@@ -163,13 +167,19 @@ def _iterate(calls: Sequence[tuple[Any, ...]]) -> list[Normalized]:
         foreach_power[power](
             **arguments, WEIGHT_TYPE=kind, BLOCK_N=tile.BLOCK_N, num_warps=tile.num_warps
         )
-        foreach_reduce[reduce](**arguments, BLOCK=VECTOR_BLOCK, ROWS_AT_ONCE=8)
+        foreach_reduce[reduce](
+            **arguments,
+            BLOCK=SHARE_COLUMNS,
+            ROWS=SHARE_ROWS,
+            num_warps=warps(SHARE_ROWS * SHARE_COLUMNS, u.element_size(), lanes),
+        )
         foreach_finish[finish](
             **arguments,
             state_ptr=state,
             WEIGHT_TYPE=kind,
             BLOCK=ELEMENTWISE_BLOCK,
             VECTOR_BLOCK=VECTOR_BLOCK,
+            SHARE_COLUMNS=SHARE_COLUMNS,
         )
     return [
         (
@@ -184,7 +194,7 @@ def _iterate(calls: Sequence[tuple[Any, ...]]) -> list[Normalized]:
 
 @lru_cache(maxsize=64)
 def _plan(layers: tuple[Layer, ...], device: torch.device, out_bytes: int, bytes_: int) -> Plan:
-    rows = chunk_tile(1, bytes_, 32).R
+    rows = foreach_tile(bytes_, 32).R
     unit = OUT_UNIT.value
     columns: list[Column] = []
     out_size, state_size, scratch_size = 0, len(layers), 0
@@ -193,7 +203,7 @@ def _plan(layers: tuple[Layer, ...], device: torch.device, out_bytes: int, bytes
         numel, M, N = view.M * view.N, view.M, view.N
         programs = (
             ceil_div(M, rows),
-            ceil_div(N, VECTOR_BLOCK),
+            ceil_div(N, SHARE_COLUMNS),
             ceil_div(numel, ELEMENTWISE_BLOCK),
         )
         outs.append(out_size)
