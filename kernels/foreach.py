@@ -50,15 +50,11 @@ def foreach_power(
     partial = out_ptr + entry(table_ptr, OUT, layer, LAYERS) * OUT_UNIT
     M, N = size(table_ptr, M_SIZE, layer, LAYERS), size(table_ptr, N_SIZE, layer, LAYERS)
     Q, K = size(table_ptr, Q_SIZE, layer, LAYERS), size(table_ptr, K_SIZE, layer, LAYERS)
-    t = scratch_ptr + entry(table_ptr, SCRATCH, layer, LAYERS)
-    scale = t + M
     row_block_products(
         weight,
         v,
-        t,
         partial.to(tl.pointer_type(acc), bitcast=True),
-        scale,
-        scale + tl.cdiv(M, R),
+        scratch_ptr + entry(table_ptr, SCRATCH, layer, LAYERS),
         block,
         M,
         N,
@@ -85,17 +81,12 @@ def foreach_reduce(
     layer, block = layer_of(table_ptr, FIRST + 1, LAYERS)
     partial = out_ptr + entry(table_ptr, OUT, layer, LAYERS) * OUT_UNIT
     M, N = size(table_ptr, M_SIZE, layer, LAYERS), size(table_ptr, N_SIZE, layer, LAYERS)
-    programs = tl.cdiv(M, R)
-    scale = scratch_ptr + entry(table_ptr, SCRATCH, layer, LAYERS) + M
-    s = scale + 2 * programs
     reduce_columns(
         partial.to(tl.pointer_type(scratch_ptr.dtype.element_ty), bitcast=True),
-        scale,
-        s,
-        s + N,
-        s + N + tl.cdiv(N, BLOCK),
+        scratch_ptr + entry(table_ptr, SCRATCH, layer, LAYERS),
         block,
-        programs,
+        tl.cdiv(M, R),
+        M,
         N,
         BLOCK,
         ROWS,
@@ -120,20 +111,9 @@ def foreach_finish(
     acc = scratch_ptr.dtype.element_ty
     M, N = size(table_ptr, M_SIZE, layer, LAYERS), size(table_ptr, N_SIZE, layer, LAYERS)
     numel = M.to(tl.int64) * N
-    programs, column_blocks = tl.cdiv(M, R), tl.cdiv(N, SHARE_COLUMNS)
-    t = scratch_ptr + entry(table_ptr, SCRATCH, layer, LAYERS)
-    scale = t + M
-    s = scale + 2 * programs
-    column_scale = s + N
-    sigma, t_factor, s_factor = norms(
-        scale,
-        scale + programs,
-        column_scale,
-        column_scale + column_blocks,
-        programs,
-        column_blocks,
-        VECTOR_BLOCK,
-    )
+    programs = tl.cdiv(M, R)
+    scratch = scratch_ptr + entry(table_ptr, SCRATCH, layer, LAYERS)
+    sigma, t_factor, s_factor = norms(scratch, programs, M, N, VECTOR_BLOCK, SHARE_COLUMNS)
     inverse = reciprocal(divisor_of(sigma))
     weight = entry(table_ptr, WEIGHT, layer, LAYERS).to(tl.pointer_type(WEIGHT_TYPE))
     out = out_ptr + entry(table_ptr, OUT, layer, LAYERS) * OUT_UNIT
@@ -155,8 +135,8 @@ def foreach_finish(
     v = entry(table_ptr, V, layer, LAYERS).to(tl.pointer_type(acc))
     new_u = state_ptr + entry(table_ptr, STATE, layer, LAYERS)
     store_vectors(
-        t,
-        s,
+        scratch,
+        programs,
         u,
         v,
         new_u,

@@ -14,13 +14,21 @@ from .indexing import logical_column, multiple, power_of_two, reciprocal_of_powe
 
 
 @triton.jit
+def places(scratch_ptr, M, N, programs):
+    """Where scratch memory, t at its start, holds s, the programs' parts of t, and the parts of s.
+
+    The parts of a vector are a scale for each, a power of two, then |part / scale|^2 for each.
+    """
+    s_ptr = scratch_ptr + M
+    return s_ptr, s_ptr + N, s_ptr + N + 2 * programs
+
+
+@triton.jit
 def power_rows(
     weight_ptr,  # [P, M, Q]
     v_ptr,  # [N], logical
-    t_ptr,  # [M], out
     partial_ptr,  # [programs, N] of v's dtype, whatever it points to; out: shares of s / scale
-    scale_ptr,  # [programs], out: a power of two
-    square_ptr,  # [programs], out: |t / scale|^2 of this program's rows
+    scratch_ptr,  # out: t and its parts
     M,
     N,
     C,
@@ -47,7 +55,7 @@ def power_rows(
         inside = (m < M)[:, None] & in_row[None, :]
         w = tl.load(weight_ptr + offset, mask=inside, other=0.0).to(acc)  # [R, BLOCK_N]
         t = tl.sum(w * v[None, :], axis=1)  # [R]
-        tl.store(t_ptr + m, t, mask=m < M)
+        tl.store(scratch_ptr + m, t, mask=m < M)
         new_scale = tl.maximum(scale, power_of_two(tl.max(tl.abs(t), axis=0)))
         shrink = scale * reciprocal_of_power(new_scale)
         t = t * reciprocal_of_power(new_scale)
@@ -56,18 +64,17 @@ def power_rows(
         scale = new_scale
     partial = partial_ptr.to(tl.pointer_type(acc), bitcast=True)
     tl.store(partial + pid.to(tl.int64) * N + n, s, mask=in_row)
-    tl.store(scale_ptr + pid, scale)
-    tl.store(square_ptr + pid, square)
+    _, parts_ptr, _ = places(scratch_ptr, M, N, tl.num_programs(0))
+    tl.store(parts_ptr + pid, scale)
+    tl.store(parts_ptr + tl.num_programs(0) + pid, square)
 
 
 @triton.jit
 def power_chunked(
     weight_ptr,  # as for power_rows
     v_ptr,
-    t_ptr,
     partial_ptr,
-    scale_ptr,
-    square_ptr,
+    scratch_ptr,
     M,
     N,
     C,
@@ -82,10 +89,8 @@ def power_chunked(
     row_block_products(
         weight_ptr,
         v_ptr,
-        t_ptr,
         partial_ptr.to(tl.pointer_type(v_ptr.dtype.element_ty), bitcast=True),
-        scale_ptr,
-        square_ptr,
+        scratch_ptr,
         tl.program_id(0),
         M,
         multiple(N, FACTOR),
@@ -102,10 +107,8 @@ def power_chunked(
 def row_block_products(
     weight_ptr,
     v_ptr,
-    t_ptr,
     partial_ptr,
-    scale_ptr,
-    square_ptr,
+    scratch_ptr,
     block,
     M,
     N,
@@ -119,7 +122,7 @@ def row_block_products(
     """The ``block``-th R rows of t, and their share of s."""
     m = block * R + tl.arange(0, R)
     t = row_products(weight_ptr, v_ptr, m, M, N, C, Q, K, PLAIN, R, BLOCK_N)
-    tl.store(t_ptr + m, t, mask=m < M)
+    tl.store(scratch_ptr + m, t, mask=m < M)
     scale = power_of_two(tl.max(tl.abs(t), axis=0))
     t = t * reciprocal_of_power(scale)
     for start in range(0, N, BLOCK_N):
@@ -129,8 +132,9 @@ def row_block_products(
         w = tl.load(weight_ptr + offset, mask=inside, other=0.0).to(t.dtype)
         s = tl.sum(w * t[:, None], axis=0)  # [BLOCK_N]
         tl.store(partial_ptr + block.to(tl.int64) * N + n, s, mask=n < N)
-    tl.store(scale_ptr + block, scale)
-    tl.store(square_ptr + block, tl.sum(t * t, axis=0))
+    _, parts_ptr, _ = places(scratch_ptr, M, N, tl.cdiv(M, R))
+    tl.store(parts_ptr + block, scale)
+    tl.store(parts_ptr + tl.cdiv(M, R) + block, tl.sum(t * t, axis=0))
 
 
 @triton.jit
