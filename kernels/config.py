@@ -16,6 +16,7 @@ SMALL = 16384  # float32 elements that one program takes in one launch
 ELEMENTWISE_BLOCK = 4096
 DOT_BLOCK = 4096
 DOT_PROGRAMS = 256
+FOREACH_ROWS = 32  # of a block of ELEMENTWISE_BLOCK, where memory is rows
 VECTOR_BLOCK = 256
 SHARE_COLUMNS = 128  # of s, summed by one program
 SHARE_ROWS = 32  # shares of s taken at a time: each time waits for memory

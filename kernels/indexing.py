@@ -8,7 +8,7 @@ import triton.language as tl
 
 @triton.jit
 def multiple(n, FACTOR: tl.constexpr):
-    """n, which FACTOR divides, such that the compiler knows: 16 bytes take a whole row's length."""
+    """The largest multiple of FACTOR up to n, and the compiler knows that FACTOR divides it."""
     return n // FACTOR * FACTOR
 
 

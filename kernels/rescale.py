@@ -22,11 +22,18 @@ def divide_by_sigma(
     BLOCK: tl.constexpr,
 ):
     """weight / sigma, where a zero sigma divides by one."""
-    numel = multiple(numel, FACTOR)
-    sigma = divisor_of(tl.load(sigma_ptr))
-    offset = tl.program_id(0).to(tl.int64) * BLOCK + tl.arange(0, BLOCK)
-    w = tl.load(weight_ptr + offset, mask=offset < numel).to(sigma.dtype)
-    scaled = w * reciprocal(sigma)
+    divide_block(
+        weight_ptr, tl.load(sigma_ptr), out_ptr, tl.program_id(0), multiple(numel, FACTOR), BLOCK
+    )
+
+
+@triton.jit
+def divide_block(weight_ptr, sigma, out_ptr, block, numel, BLOCK: tl.constexpr):
+    """One block of weight / sigma. The last use of the weight."""
+    inverse = reciprocal(divisor_of(sigma))
+    offset = block.to(tl.int64) * BLOCK + tl.arange(0, BLOCK)
+    w = tl.load(weight_ptr + offset, mask=offset < numel, eviction_policy="evict_first")
+    scaled = w.to(sigma.dtype) * inverse
     tl.store(out_ptr + offset, scaled.to(out_ptr.dtype.element_ty), mask=offset < numel)
 
 

@@ -187,7 +187,7 @@ def variant_of(kernel: JITFunction, layout: str, arguments: dict[str, Any]) -> V
             aligned.extend([name] if value % 16 == 0 else [])
     module, name = kernel.fn.__module__, kernel.fn.__name__
     itemsize = min(x.itemsize for x in arguments.values() if isinstance(x, torch.Tensor))
-    takes_matrix = arguments.get("RESCALES", True)
+    takes_matrix = arguments.get("RESCALES", True) and name != "foreach_reduce"
     widest = takes_matrix and allows_widest(arguments, itemsize)
     compiled_as = tuple(signature), tuple(constants), tuple(aligned), num_warps, widest
     return Variant(module, name, layout, *compiled_as)
