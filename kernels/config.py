@@ -18,7 +18,7 @@ DOT_BLOCK = 4096
 DOT_PROGRAMS = 256
 FOREACH_ROWS = 32  # of a block of ELEMENTWISE_BLOCK, where memory is rows
 VECTOR_BLOCK = 256
-SHARE_COLUMNS = 128  # of s, summed by one program
+SHARE_COLUMNS = 64  # of s, summed by one program
 SHARE_ROWS = 32  # shares of s taken at a time: each time waits for memory
 
 
@@ -44,9 +44,9 @@ def ceil_div(a: int, b: int) -> int:
     return -(-a // b)
 
 
-def known_factor(n: int) -> int:
-    """The largest power of two up to 16 that divides ``n``; Triton sees multiples of 16 alone."""
-    return gcd(n, 16)
+def hidden_factor(n: int) -> int:
+    """The largest power of two that divides ``n``; 1 for multiples of 16, which Triton sees."""
+    return gcd(n, 16) % 16 or 1
 
 
 def next_power_of_two(n: int) -> int:
@@ -114,9 +114,9 @@ def chunk_tile(M: int, N: int, Q: int, itemsize: int, warp_size: int) -> RowTile
 
 
 def foreach_tile(itemsize: int, warp_size: int) -> RowTile:
-    """The tile of ``foreach_power``, for every layer: a fourth of what fits."""
+    """The tile of ``foreach_power``, for every layer: half of what fits."""
     rows = SECTOR
-    block_n = TILE_BYTES // 4 // itemsize // rows
+    block_n = TILE_BYTES // 2 // itemsize // rows
     return RowTile(rows, block_n, 1, warps(rows * block_n, itemsize, warp_size))
 
 

@@ -14,7 +14,7 @@ from .indexing import (
     reciprocal_of_power,
     square_root,
 )
-from .power_step import places
+from .power_step import places, store_part
 
 
 @triton.jit
@@ -128,8 +128,7 @@ def reduce_columns(
     tl.store(s_ptr + n, s, mask=n < N)
     column_scale = power_of_two(tl.max(tl.abs(s), axis=0))
     s = s * reciprocal_of_power(column_scale)
-    tl.store(column_parts_ptr + block, column_scale)
-    tl.store(column_parts_ptr + tl.cdiv(N, BLOCK) + block, tl.sum(s * s, axis=0))
+    store_part(column_parts_ptr, block, tl.cdiv(N, BLOCK), column_scale, tl.sum(s * s, axis=0))
 
 
 @triton.jit

@@ -56,13 +56,13 @@ def foreach_power(
     weight = tl.multiple_of(weight, 16)
     partial = partial.to(tl.pointer_type(acc), bitcast=True)
     scratch = scratch_ptr + entry(table_ptr, SCRATCH, layer, LAYERS)
-    if (Q == N) & (N % WIDE == 0):
+    if Q % WIDE != 0:
+        row_block_products(weight, v, partial, scratch, block, M, N, C, Q, K, False, R, BLOCK_N)
+    elif Q == N:
         N = multiple(N, WIDE)
         row_block_products(weight, v, partial, scratch, block, M, N, C, N, K, True, R, BLOCK_N)
-    elif Q % WIDE == 0:
-        N, Q = multiple(N, WIDE), multiple(Q, WIDE)
-        row_block_products(weight, v, partial, scratch, block, M, N, C, Q, K, False, R, BLOCK_N)
     else:
+        N, Q = multiple(N, WIDE), multiple(Q, WIDE)
         row_block_products(weight, v, partial, scratch, block, M, N, C, Q, K, False, R, BLOCK_N)
 
 
@@ -208,12 +208,12 @@ def foreach_grad_apply(
     grad, out = tl.multiple_of(grad, 16), tl.multiple_of(out, 16)
     Q = size(table_ptr, Q_SIZE, layer, LAYERS)
     C, K = column_order(table_ptr, layer, LAYERS, PERMUTES)
-    if (Q == N) & (N % WIDE == 0):
+    P = N // Q
+    if Q % WIDE != 0:
+        grad_block(grad, u, v, out, inverse, coefficient, block, P, M * Q, C, Q, K, False, 1, BLOCK)
+    elif Q == N:
         N = multiple(N, WIDE)
         grad_block(grad, u, v, out, inverse, coefficient, block, M, N, C, N, K, True, R, BLOCK // R)
-    elif Q % WIDE == 0:
-        P, Q = N // Q, multiple(Q, WIDE)
-        grad_block(grad, u, v, out, inverse, coefficient, block, P, M * Q, C, Q, K, False, 1, BLOCK)
     else:
-        P = N // Q
+        Q = multiple(Q, WIDE)
         grad_block(grad, u, v, out, inverse, coefficient, block, P, M * Q, C, Q, K, False, 1, BLOCK)

@@ -9,7 +9,7 @@ from torch import Tensor
 
 from ..matrix_view import MatrixView
 from . import launch
-from .config import DOT_BLOCK, DOT_PROGRAMS, apply_tile, ceil_div, known_factor, small_tile, warps
+from .config import DOT_BLOCK, DOT_PROGRAMS, apply_tile, ceil_div, hidden_factor, small_tile, warps
 from .rescale_backward import grad_apply, grad_dot
 from .small import rescale_backward_small
 
@@ -64,7 +64,7 @@ def _in_two_launches(weight: Tensor, view: MatrixView, u: Tensor, inputs: dict[s
         weight_ptr=weight,
         partial_ptr=partial,
         numel=numel,
-        FACTOR=known_factor(numel),
+        FACTOR=hidden_factor(numel),
         BLOCK=DOT_BLOCK,
         num_warps=warps(DOT_BLOCK, itemsize, lanes) * 2,
     )

@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 
 from ..matrix_view import MatrixView
-from .config import known_factor
+from .config import hidden_factor
 
 
 def on_device_of(tensor: Tensor) -> AbstractContextManager[object]:
@@ -35,5 +35,5 @@ def layout_of(view: MatrixView, columns: int) -> dict[str, int | bool]:
     Q is 0 where P = 1, so that no N compiles anew; FACTOR, a power of two, divides ``columns``.
     """
     plain = view.P == 1
-    factor = known_factor(columns)
+    factor = hidden_factor(columns)
     return {"FACTOR": factor, "Q": 0 if plain else view.Q, "K": view.K, "PLAIN": plain}

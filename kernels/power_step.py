@@ -24,6 +24,13 @@ def places(scratch_ptr, M, N, programs):
 
 
 @triton.jit
+def store_part(parts_ptr, part, parts, scale, square):
+    """The scale and the square of one part, in one store: two take registers that spill."""
+    i = tl.arange(0, 2)
+    tl.store(parts_ptr + part + i * parts, tl.where(i == 0, scale, square))
+
+
+@triton.jit
 def power_rows(
     weight_ptr,  # [P, M, Q]
     v_ptr,  # [N], logical
@@ -65,8 +72,7 @@ def power_rows(
     partial = partial_ptr.to(tl.pointer_type(acc), bitcast=True)
     tl.store(partial + pid.to(tl.int64) * N + n, s, mask=in_row)
     _, parts_ptr, _ = places(scratch_ptr, M, N, tl.num_programs(0))
-    tl.store(parts_ptr + pid, scale)
-    tl.store(parts_ptr + tl.num_programs(0) + pid, square)
+    store_part(parts_ptr, pid, tl.num_programs(0), scale, square)
 
 
 @triton.jit
@@ -133,8 +139,7 @@ def row_block_products(
         s = tl.sum(w * t[:, None], axis=0)  # [BLOCK_N]
         tl.store(partial_ptr + block.to(tl.int64) * N + n, s, mask=n < N)
     _, parts_ptr, _ = places(scratch_ptr, M, N, tl.cdiv(M, R))
-    tl.store(parts_ptr + block, scale)
-    tl.store(parts_ptr + tl.cdiv(M, R) + block, tl.sum(t * t, axis=0))
+    store_part(parts_ptr, block, tl.cdiv(M, R), scale, tl.sum(t * t, axis=0))
 
 
 @triton.jit

@@ -8,7 +8,7 @@ import triton.language as tl
 from torch import Tensor
 
 from . import launch
-from .config import ELEMENTWISE_BLOCK, ceil_div, known_factor
+from .config import ELEMENTWISE_BLOCK, ceil_div, hidden_factor
 from .indexing import divisor_of, multiple, reciprocal
 
 
@@ -52,6 +52,6 @@ def launch_rescale(weight: Tensor, sigma: Tensor, out: Tensor) -> None:
         sigma_ptr=sigma,
         out_ptr=out,
         numel=weight.numel(),
-        FACTOR=known_factor(weight.numel()),
+        FACTOR=hidden_factor(weight.numel()),
         BLOCK=ELEMENTWISE_BLOCK,
     )
