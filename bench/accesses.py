@@ -172,9 +172,14 @@ class Watch:
             # The mask of a block pointer comes bare.
             lanes = mask if isinstance(mask, np.ndarray) else mask.data
             address = address[np.broadcast_to(lanes, pointers.data.shape).ravel()]
+        if not address.size:
+            return
+        low, high = address.min(), address.max()
         for region in self.regions:
             if not address.size:
                 return
+            if high < region.start or low >= region.end:
+                continue
             inside = (address >= region.start) & (address + np.uint64(width) <= region.end)
             if inside.any():
                 for direction in directions:

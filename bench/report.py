@@ -10,6 +10,7 @@ import argparse
 import json
 from pathlib import Path
 
+from bench.bandwidth import count_ahead, subject_of
 from bench.chart import draw
 from bench.normalizations import LEGACY, NEW
 from bench.result import SUITES, Result, file_name, load, mean_ratio, rows_of, values
@@ -21,6 +22,9 @@ def head(result: Result) -> str:
     backend = result["SNORM_TRITON_BACKEND"] or "not set"
     commit = result["commit"][:12] + (" with changes" if result["uncommitted_changes"] else "")
     rounds = [row["rounds"] for row in result["rows"]]
+    reached = ""
+    if any(map(subject_of, result["rows"])):
+        reached = ", and how much of their bandwidth the bytes that our kernels must move make"
     return f"""# Spectral normalization, measured
 
 {result["device"]}; snorm_triton {result["snorm_triton"]} ({commit}), torch {result["torch"]}, \
@@ -32,9 +36,9 @@ All variants of a row were timed in one run, in turns and in a new order each ro
 synchronised before and after a block of accesses of the same weights (so a small weight stays in \
 cache), divided by their number; medians over the rounds. In brackets the time over that of ours: \
 the ratio of the medians, then the quartiles of the ratios round by round. `{COPY}` copies the \
-weights into existing buffers, in every table; beside ours stands its time in such copies. \
-Compiling takes seconds a layer: `{NEW_COMPILED}` is measured in some rows only. An empty cell was \
-not measured.
+weights into existing buffers, in every table; beside ours stands its time in such \
+copies{reached}. Compiling takes seconds a layer: `{NEW_COMPILED}` is measured in some rows only. \
+An empty cell was not measured.
 """
 
 
@@ -69,6 +73,7 @@ def failures(result: Result) -> str:
 
 
 def markdown(result: Result) -> str:
+    count_ahead(result)
     sections = [head(result), company(result), means(result)]
     for suite in SUITES:
         sections += access_tables(result, suite)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 
+from bench.bandwidth import bandwidth_reached
 from bench.result import SUITES, Result, Row, ratio, rows_of, values, variant_names
 from bench.training import NONE
 from bench.variants import COPY
@@ -53,7 +54,9 @@ def time_cell(row: Row, name: str) -> str:
         return ""
     time = duration(row["variants"][name]["median"])
     if name == row["baseline"]:
-        return f"**{time}** ({1 / row['variants'][COPY]['ratio']:.2f} copies)"
+        reached = bandwidth_reached(row)
+        bandwidth = "" if reached is None else f"; {reached:.0%} of the bandwidth"
+        return f"**{time}** ({1 / row['variants'][COPY]['ratio']:.2f} copies{bandwidth})"
     low, middle, high = of_baseline
     return f"{time} ({middle:.2f}; {low:.2f} to {high:.2f})"
 

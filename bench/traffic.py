@@ -1,7 +1,8 @@
 """Bytes that the kernels move for a weight, and the time that a memory-bound GPU needs for them.
 
-python -m bench.traffic                               the layers of the benchmarks
+python -m bench.traffic                               the layers and models of the benchmarks
 python -m bench.traffic --shape 512 256 4 4 --dim 1   one weight
+python -m bench.traffic --model SN-DCGAN              a model's weights, together
 python -m bench.traffic --tensors --json FILE         each tensor too; all of it as JSON
 
 The real launchers run in Triton's interpreter, and every load and store of theirs is counted:
@@ -32,14 +33,16 @@ import triton
 from torch import nn
 
 from bench.accesses import Launch, Traffic, recorded_launches
-from bench.cases import LAYERS, Case
+from bench.cases import LAYERS, MODELS, Case
+from bench.variants import WeightsOf
+from snorm_triton import SpectralNormParametrization, apply_spectral_norm
 from snorm_triton.functional import matrix_shape, spectral_normalize, state_dtype
 
 ROOT = Path(__file__).resolve().parents[1]
 DTYPES = ("float32", "bfloat16", "float16", "float64")
 TRANSPOSED = (nn.ConvTranspose1d, nn.ConvTranspose2d, nn.ConvTranspose3d)
 KINDS = ("must", "does", "again")
-LONG = 4 * 2**20  # elements, which the interpreter takes seconds for
+LONG = 6 * 2**20  # elements, which the interpreter takes seconds for
 
 
 @dataclass(frozen=True)
@@ -52,15 +55,38 @@ class Weight:
     dtype: str = "float32"
 
     @property
-    def copy_bytes(self) -> int:
-        """What one copy of it moves."""
-        return 2 * prod(self.shape) * getattr(torch, self.dtype).itemsize
+    def elements(self) -> int:
+        return prod(self.shape)
 
     def tensor(self) -> torch.Tensor:
         formats = {4: torch.channels_last, 5: torch.channels_last_3d}
         layout = formats[len(self.shape)] if self.channels_last else torch.contiguous_format
         weight = torch.randn(self.shape).to(getattr(torch, self.dtype))
         return weight.contiguous(memory_format=layout)
+
+
+@dataclass(frozen=True)
+class Model:
+    """The weights of a model of the benchmarks, normalized together."""
+
+    model: str
+    dtype: str = "float32"
+
+    @property
+    def elements(self) -> int:
+        return sum(weight.numel() for weight in self.weights()())
+
+    def weights(self) -> WeightsOf:
+        (case,) = [case for case in MODELS if case.name == self.model]
+        return WeightsOf(case.module(torch.device("cpu"), getattr(torch, self.dtype)))
+
+
+Subject = Weight | Model
+
+
+def copy_bytes(subject: Subject) -> int:
+    """What one copy of it moves."""
+    return 2 * subject.elements * getattr(torch, subject.dtype).itemsize
 
 
 def weight_of(case: Case, dtype: str) -> Weight:
@@ -70,18 +96,20 @@ def weight_of(case: Case, dtype: str) -> Weight:
 
 
 @lru_cache
-def traffic_of(weight: Weight) -> dict[str, list[Launch]]:
-    """What the launches of a training forward, an evaluation and a backward of ``weight`` move.
+def traffic_of(subject: Subject) -> dict[str, list[Launch]]:
+    """What the launches of a training forward, an evaluation and a backward of it move.
 
     The sum of the launches' ``must`` over a measured time, over the bandwidth of a copy measured
     beside it, is the fraction of that bandwidth that the operation reaches. Takes about a second
     for a million elements, in a process of its own unless this one interprets kernels already.
     """
     if triton.knobs.runtime.interpret:
-        return interpreted_traffic(weight)
+        if isinstance(subject, Model):
+            return interpreted_traffic_together(subject)
+        return interpreted_traffic(subject)
     with tempfile.TemporaryDirectory() as folder:
         file = Path(folder) / "traffic.json"
-        run_interpreted([*as_arguments(weight), "--json", str(file)], stdout=subprocess.DEVNULL)
+        run_interpreted([*as_arguments(subject), "--json", str(file)], stdout=subprocess.DEVNULL)
         (record,) = json.loads(file.read_text())["weights"]
     return {
         operation: [as_launch(launch) for launch in launches]
@@ -102,6 +130,18 @@ def interpreted_traffic(weight: Weight) -> dict[str, list[Launch]]:
     return {"forward": forward, "evaluation": evaluation, "backward": backward}
 
 
+def interpreted_traffic_together(model: Model) -> dict[str, list[Launch]]:
+    weights = apply_spectral_norm(model.weights(), foreach=True, backend="torch")
+    for module in weights.modules():  # now: what a registration computes is not counted
+        if isinstance(module, SpectralNormParametrization):
+            module.backend = "triton"
+    with recorded_launches() as forward:
+        ours = weights()
+    with recorded_launches() as backward:
+        torch.autograd.backward(ours, [torch.randn_like(weight) for weight in ours])
+    return {"forward": forward, "backward": backward}
+
+
 def run_interpreted(arguments: list[str], stdout: int | None = None) -> None:
     """This module in a process where Triton interprets: it reads the variable when imported."""
     path = os.pathsep.join([str(ROOT), *filter(None, [os.environ.get("PYTHONPATH")])])
@@ -110,9 +150,11 @@ def run_interpreted(arguments: list[str], stdout: int | None = None) -> None:
     subprocess.run(command, env=environment, stdout=stdout, check=True)
 
 
-def as_arguments(weight: Weight) -> list[str]:
-    arguments = ["--shape", *map(str, weight.shape), "--dim", str(weight.dim)]
-    return [*arguments, "--dtype", weight.dtype, *["--channels-last"] * weight.channels_last]
+def as_arguments(subject: Subject) -> list[str]:
+    if isinstance(subject, Model):
+        return ["--model", subject.model, "--dtype", subject.dtype]
+    arguments = ["--shape", *map(str, subject.shape), "--dim", str(subject.dim)]
+    return [*arguments, "--dtype", subject.dtype, *["--channels-last"] * subject.channels_last]
 
 
 def as_launch(record: dict[str, Any]) -> Launch:
@@ -120,7 +162,7 @@ def as_launch(record: dict[str, Any]) -> Launch:
 
 
 def table(
-    weight: Weight, operation: str, launches: list[Launch], arguments: argparse.Namespace
+    subject: Subject, operation: str, launches: list[Launch], arguments: argparse.Namespace
 ) -> Iterator[str]:
     """An operation's launches in MB, their sum in copies and, at a given bandwidth, its time."""
     titles = ("programs", "must MB", "does MB", "again MB", "does/must", "again/does")
@@ -130,7 +172,7 @@ def table(
         for traffic in launch.traffic if arguments.tensors else ():
             yield line(f"      {traffic.direction} {traffic.tensor}", traffic)
     must, does, again = (sum(getattr(x, kind) for x in launches) for kind in KINDS)
-    copies = [x / weight.copy_bytes for x in (must, does, again)]
+    copies = [x / copy_bytes(subject) for x in (must, does, again)]
     yield f"    {'in copies':49}" + "".join(f"{x:11.3f}" for x in copies)
     if arguments.gbps:
         low, high = (1e-3 * x / arguments.gbps for x in (must, does + again))
@@ -149,35 +191,41 @@ def main() -> int:
     if not triton.knobs.runtime.interpret:
         run_interpreted(sys.argv[1:])
         return 0
-    if arguments.shape:
-        shape = tuple(arguments.shape)
-        one = Weight(shape, arguments.dim, arguments.channels_last, arguments.dtype)
-        weights = {"weight": one}
-    else:
-        weights = {case.name: weight_of(case, arguments.dtype) for case in LAYERS}
-        if not arguments.all_cases:
-            weights = {n: w for n, w in weights.items() if prod(w.shape) <= LONG}
     records = []
-    for name, weight in weights.items():
-        operations = traffic_of(weight)
-        print(f"{name}: {weight}, a copy moves {weight.copy_bytes / 1e6:.3f} MB")
+    for name, subject in subjects(arguments).items():
+        operations = traffic_of(subject)
+        print(f"{name}: {subject}, a copy moves {copy_bytes(subject) / 1e6:.3f} MB")
         for operation, launches in operations.items():
-            print(*table(weight, operation, launches, arguments), sep="\n", flush=True)
+            print(*table(subject, operation, launches, arguments), sep="\n", flush=True)
         moved = {key: [asdict(launch) for launch in value] for key, value in operations.items()}
-        records.append({"name": name, **asdict(weight), "operations": moved})
+        records.append({"name": name, **asdict(subject), "operations": moved})
     if arguments.json:
         record = {"triton": triton.__version__, "torch": torch.__version__, "weights": records}
         arguments.json.write_text(json.dumps(record, indent=1) + "\n")
     return 0
 
 
+def subjects(arguments: argparse.Namespace) -> dict[str, Subject]:
+    """By name: the one that was asked for, or those of the benchmarks."""
+    dtype = arguments.dtype
+    if arguments.model:
+        return {arguments.model: Model(arguments.model, dtype)}
+    if arguments.shape:
+        shape = tuple(arguments.shape)
+        return {"weight": Weight(shape, arguments.dim, arguments.channels_last, dtype)}
+    layers: dict[str, Subject] = {case.name: weight_of(case, dtype) for case in LAYERS}
+    every = layers | {case.name: Model(case.name, dtype) for case in MODELS}
+    return {n: x for n, x in every.items() if arguments.all_cases or x.elements <= LONG}
+
+
 def parse(arguments: list[str]) -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--shape", type=int, nargs="+", help="of one weight; default: the layers")
+    parser.add_argument("--model", choices=[case.name for case in MODELS])
     parser.add_argument("--dim", type=int, default=0, help="its dimension of the outputs")
     parser.add_argument("--channels-last", action="store_true", help="its layout")
     parser.add_argument("--dtype", choices=DTYPES, default=DTYPES[0])
-    parser.add_argument("--all-cases", action="store_true", help="large layers too")
+    parser.add_argument("--all-cases", action="store_true", help="large ones too")
     parser.add_argument("--tensors", action="store_true", help="a line for each tensor of a launch")
     parser.add_argument("--gbps", type=float, help="bandwidth of a copy in GB/s: gives times too")
     parser.add_argument("--json", type=Path, help="file to write the counts to")

@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+from math import gcd
 from typing import NamedTuple
 
 MAX_THREADS = 1024  # per program, on every target
-PERSISTENT_PROGRAMS = 264  # two for each of the 132 multiprocessors of an H100
+PERSISTENT_PROGRAMS = 132  # one for each multiprocessor of an H100
+TILE_BYTES = 65536  # of accumulators: the registers of 1024 threads hold no more beside the rest
 WIDEST_ROW = 16384  # elements of a plain float32 row that one program can hold on chip
 SECTOR = 8  # float32 elements of the 32 bytes that memory moves at a time
 
@@ -14,7 +16,10 @@ SMALL = 16384  # float32 elements that one program takes in one launch
 ELEMENTWISE_BLOCK = 4096
 DOT_BLOCK = 4096
 DOT_PROGRAMS = 256
+FOREACH_ROWS = 32  # of a block of ELEMENTWISE_BLOCK, where memory is rows
 VECTOR_BLOCK = 256
+SHARE_COLUMNS = 64  # of s, summed by one program
+SHARE_ROWS = 32  # shares of s taken at a time: each time waits for memory
 
 
 class SmallTile(NamedTuple):
@@ -39,9 +44,19 @@ def ceil_div(a: int, b: int) -> int:
     return -(-a // b)
 
 
+def hidden_factor(n: int) -> int:
+    """The largest power of two that divides ``n``; 1 for multiples of 16, which Triton sees."""
+    return gcd(n, 16) % 16 or 1
+
+
 def next_power_of_two(n: int) -> int:
     """The smallest power of two that is at least ``n``, for ``n`` of 1 or more."""
     return 1 << (n - 1).bit_length()
+
+
+def last_power_of_two(n: int) -> int:
+    """The largest power of two up to ``n``; 0 for 0."""
+    return 1 << n.bit_length() >> 1
 
 
 def warps(elements: int, itemsize: int, warp_size: int) -> int:
@@ -70,21 +85,39 @@ def small_tile(M: int, N: int, itemsize: int, warp_size: int) -> SmallTile | Non
 
 
 def row_tile(M: int, N: int, itemsize: int, warp_size: int, max_programs: int) -> RowTile:
-    """The tile of ``power_rows``: whole rows, persistent programs; the accumulator's itemsize."""
+    """The tile of ``power_rows``: whole rows, persistent programs; the accumulator's itemsize.
+
+    A program's share of s is as large as a row, so programs are few and tiles are large: 64 of
+    64 KiB ask for as much memory at once as keeps it busy. Only short tiles are halved for more.
+    """
     block_n = max(16, next_power_of_two(N))
-    rows = min(max(1, 32768 // itemsize // block_n), 16, next_power_of_two(M))
-    programs = min(ceil_div(M, rows), PERSISTENT_PROGRAMS, max_programs)
-    return RowTile(rows, block_n, programs, warps(rows * block_n, itemsize, warp_size))
+    most = max(1, TILE_BYTES // itemsize // block_n)
+    least = min(16, max(1, most // 2))
+    rows = min(most, max(least, last_power_of_two(M // 64)))
+    tiles = ceil_div(M, rows)
+    rounds = ceil_div(tiles, min(PERSISTENT_PROGRAMS, max_programs))
+    return RowTile(
+        rows, block_n, ceil_div(tiles, rounds), warps(rows * block_n, itemsize, warp_size)
+    )
 
 
-def chunk_tile(M: int, itemsize: int, warp_size: int) -> RowTile:
+def chunk_tile(M: int, N: int, Q: int, itemsize: int, warp_size: int) -> RowTile:
     """The tile of ``power_chunked`` and ``estimate``: one row block a program, columns in chunks.
 
-    Rows are neighbours where runs are short, so that SECTOR of them fill a sector.
+    Rows are neighbours where runs are short, so that SECTOR of them fill a sector; elsewhere they
+    are fewer, down to two, where there would be less than 64 programs.
     """
-    rows = SECTOR
-    block_n = 16384 // itemsize // rows
+    fewest = 2 if Q >= SECTOR else SECTOR
+    rows = min(SECTOR, max(fewest, last_power_of_two(M // 64)))
+    block_n = min(max(512, next_power_of_two(N)), TILE_BYTES // itemsize // rows)
     return RowTile(rows, block_n, ceil_div(M, rows), warps(rows * block_n, itemsize, warp_size))
+
+
+def foreach_tile(itemsize: int, warp_size: int) -> RowTile:
+    """The tile of ``foreach_power``, for every layer: half of what fits."""
+    rows = SECTOR
+    block_n = TILE_BYTES // 2 // itemsize // rows
+    return RowTile(rows, block_n, 1, warps(rows * block_n, itemsize, warp_size))
 
 
 def apply_tile(rows: int, columns: int, itemsize: int, warp_size: int) -> RowTile:

@@ -9,7 +9,7 @@ from torch import Tensor
 from ..matrix_view import MatrixView
 from . import launch
 from .config import VECTOR_BLOCK, chunk_tile
-from .indexing import reciprocal, square_root
+from .indexing import multiple, reciprocal, square_root
 from .power_step import row_products
 
 
@@ -22,6 +22,7 @@ def row_block_dots(
     M,
     N,
     C,
+    FACTOR: tl.constexpr,
     Q: tl.constexpr,
     K: tl.constexpr,
     PLAIN: tl.constexpr,
@@ -30,6 +31,7 @@ def row_block_dots(
 ):
     """This program's rows' share of u^T W v."""
     pid = tl.program_id(0)
+    N = multiple(N, FACTOR)
     m = pid * R + tl.arange(0, R)
     t = row_products(weight_ptr, v_ptr, m, M, N, C, Q, K, PLAIN, R, BLOCK_N)
     u = tl.load(u_ptr + m, mask=m < M, other=0.0)
@@ -100,7 +102,7 @@ def launch_estimate(
 ) -> None:
     """Write the last four, of shapes (M,), (N,), () and (), in two launches."""
     M, N = view.M, view.N
-    tile = chunk_tile(M, u.element_size(), launch.warp_size(u.device))
+    tile = chunk_tile(M, N, view.Q, u.element_size(), launch.warp_size(u.device))
     dots = u.new_empty(tile.programs)
     row_block_dots[(tile.programs,)](
         weight_ptr=weight,
@@ -110,7 +112,7 @@ def launch_estimate(
         M=M,
         N=N,
         C=view.C,
-        **launch.layout_of(view),
+        **launch.layout_of(view, N),
         R=tile.R,
         BLOCK_N=tile.BLOCK_N,
         num_warps=tile.num_warps,

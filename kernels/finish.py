@@ -8,35 +8,34 @@ import triton.language as tl
 from .indexing import (
     divisor_of,
     logical_column,
+    multiple,
     power_of_two,
     reciprocal,
     reciprocal_of_power,
     square_root,
 )
+from .power_step import places, store_part
 
 
 @triton.jit
 def reduce_partials(
     partial_ptr,  # [programs, N] of s's dtype, whatever it points to
-    scale_ptr,  # [programs]
-    s_ptr,  # [N], out: s / (the largest scale)
-    column_scale_ptr,  # [column blocks], out: a power of two
-    column_square_ptr,  # [column blocks], out: |s / column scale|^2 of this block
+    scratch_ptr,  # parts of t; out: s and its parts
     programs,
+    M,
     N,
+    FACTOR: tl.constexpr,  # divides N
     BLOCK: tl.constexpr,
     ROWS: tl.constexpr,
 ):
     """s from the programs' shares, over one block of columns."""
     reduce_columns(
-        partial_ptr.to(tl.pointer_type(s_ptr.dtype.element_ty), bitcast=True),
-        scale_ptr,
-        s_ptr,
-        column_scale_ptr,
-        column_square_ptr,
+        partial_ptr.to(tl.pointer_type(scratch_ptr.dtype.element_ty), bitcast=True),
+        scratch_ptr,
         tl.program_id(0),
         programs,
-        N,
+        M,
+        multiple(N, FACTOR),
         BLOCK,
         ROWS,
     )
@@ -44,12 +43,7 @@ def reduce_partials(
 
 @triton.jit
 def finish_iteration(
-    t_ptr,  # [M]
-    scale_ptr,  # [programs]
-    square_ptr,  # [programs]
-    s_ptr,  # [N], memory columns
-    column_scale_ptr,  # [column blocks]
-    column_square_ptr,  # [column blocks]
+    scratch_ptr,  # t, s and their parts
     u_ptr,  # [M]
     v_ptr,  # [N], logical
     new_u_ptr,  # [M], out
@@ -61,31 +55,25 @@ def finish_iteration(
     weight_ptr,  # [numel], in memory order
     out_ptr,  # [numel], out where RESCALES
     programs,
-    column_blocks,
+    numel,
     M,
     N,
     C,
+    FACTOR: tl.constexpr,  # divides numel
     K: tl.constexpr,
     RESCALES: tl.constexpr,
     BLOCK: tl.constexpr,
     VECTOR_BLOCK: tl.constexpr,
+    SHARE_COLUMNS: tl.constexpr,
 ):
     """u, v, sigma and, where RESCALES, W / sigma; each program takes the norms anew."""
     # Backwards: the power kernels read these elements last, so they are the likeliest in cache.
     block = tl.num_programs(0) - 1 - tl.program_id(0)
-    numel = M.to(tl.int64) * N
+    numel = multiple(numel, FACTOR)
     offset = block.to(tl.int64) * BLOCK + tl.arange(0, BLOCK)
     if RESCALES:
         w = tl.load(weight_ptr + offset, mask=offset < numel, eviction_policy="evict_first")
-    sigma, t_factor, s_factor = norms(
-        scale_ptr,
-        square_ptr,
-        column_scale_ptr,
-        column_square_ptr,
-        programs,
-        column_blocks,
-        VECTOR_BLOCK,
-    )
+    sigma, t_factor, s_factor = norms(scratch_ptr, programs, M, N, VECTOR_BLOCK, SHARE_COLUMNS)
     if RESCALES:
         scaled = w.to(sigma.dtype) * reciprocal(divisor_of(sigma))
         tl.store(out_ptr + offset, scaled.to(out_ptr.dtype.element_ty), mask=offset < numel)
@@ -93,8 +81,8 @@ def finish_iteration(
         tl.store(new_sigma_ptr, sigma)
         tl.store(live_sigma_ptr, sigma)
     store_vectors(
-        t_ptr,
-        s_ptr,
+        scratch_ptr,
+        programs,
         u_ptr,
         v_ptr,
         new_u_ptr,
@@ -117,17 +105,16 @@ def finish_iteration(
 @triton.jit
 def reduce_columns(
     partial_ptr,
-    scale_ptr,
-    s_ptr,
-    column_scale_ptr,
-    column_square_ptr,
+    scratch_ptr,
     block,
     programs,
+    M,
     N,
     BLOCK: tl.constexpr,
     ROWS: tl.constexpr,
 ):
     """The ``block``-th columns of s, from ROWS shares at a time."""
+    s_ptr, scale_ptr, column_parts_ptr = places(scratch_ptr, M, N, programs)
     n = block * BLOCK + tl.arange(0, BLOCK)
     shrink = reciprocal_of_power(largest_scale(scale_ptr, programs, BLOCK))
     s = tl.zeros([BLOCK], dtype=s_ptr.dtype.element_ty)
@@ -141,25 +128,15 @@ def reduce_columns(
     tl.store(s_ptr + n, s, mask=n < N)
     column_scale = power_of_two(tl.max(tl.abs(s), axis=0))
     s = s * reciprocal_of_power(column_scale)
-    tl.store(column_scale_ptr + block, column_scale)
-    tl.store(column_square_ptr + block, tl.sum(s * s, axis=0))
+    store_part(column_parts_ptr, block, tl.cdiv(N, BLOCK), column_scale, tl.sum(s * s, axis=0))
 
 
 @triton.jit
-def norms(
-    scale_ptr,
-    square_ptr,
-    column_scale_ptr,
-    column_square_ptr,
-    programs,
-    column_blocks,
-    BLOCK: tl.constexpr,
-):
+def norms(scratch_ptr, programs, M, N, VECTOR_BLOCK: tl.constexpr, SHARE_COLUMNS: tl.constexpr):
     """sigma = |s| / |t|, and what t and s as stored are multiplied by to be unit vectors."""
-    t_scale = largest_scale(scale_ptr, programs, BLOCK)
-    t_norm = norm_over(scale_ptr, square_ptr, t_scale, programs, BLOCK)
-    s_scale = largest_scale(column_scale_ptr, column_blocks, BLOCK)
-    s_norm = norm_over(column_scale_ptr, column_square_ptr, s_scale, column_blocks, BLOCK)
+    _, t_parts_ptr, s_parts_ptr = places(scratch_ptr, M, N, programs)
+    t_scale, t_norm = norm_of_parts(t_parts_ptr, programs, VECTOR_BLOCK)
+    s_scale, s_norm = norm_of_parts(s_parts_ptr, tl.cdiv(N, SHARE_COLUMNS), VECTOR_BLOCK)
     # s is over t_scale, as t_norm is, so the two scales leave sigma; 0 / 0 is a zero weight.
     sigma = tl.where(t_norm == 0, 0.0, s_norm * reciprocal(t_norm) * s_scale)
     t_factor = reciprocal_of_power(t_scale) * reciprocal(t_norm)
@@ -169,8 +146,8 @@ def norms(
 
 @triton.jit
 def store_vectors(
-    t_ptr,
-    s_ptr,
+    scratch_ptr,
+    programs,
     u_ptr,
     v_ptr,
     new_u_ptr,
@@ -189,10 +166,11 @@ def store_vectors(
     BLOCK: tl.constexpr,
 ):
     """This block's part of u and v, twice; as they were where sigma is zero or not finite."""
+    s_ptr, _, _ = places(scratch_ptr, M, N, programs)
     good = (sigma > 0) & (sigma < float("inf"))
     for start in range(block * BLOCK, tl.maximum(M, N), blocks * BLOCK):
         i = start + tl.arange(0, BLOCK)
-        t = tl.load(t_ptr + i, mask=i < M)
+        t = tl.load(scratch_ptr + i, mask=i < M)
         u = tl.where(good, t * t_factor, tl.load(u_ptr + i, mask=i < M))
         tl.store(new_u_ptr + i, u, mask=i < M)
         tl.store(live_u_ptr + i, u, mask=i < M)
@@ -214,11 +192,12 @@ def largest_scale(scale_ptr, count, BLOCK: tl.constexpr):
 
 
 @triton.jit
-def norm_over(scale_ptr, square_ptr, scale, count, BLOCK: tl.constexpr):
-    """|x| / scale of a vector x in parts, each with |part / its own scale|^2 in ``square``."""
+def norm_of_parts(scale_ptr, count, BLOCK: tl.constexpr):
+    """The largest of ``count`` parts' scales, and |x| over it."""
+    scale = largest_scale(scale_ptr, count, BLOCK)
     total = tl.zeros([BLOCK], dtype=scale_ptr.dtype.element_ty)
     for start in range(0, count, BLOCK):
         i = start + tl.arange(0, BLOCK)
         ratio = tl.load(scale_ptr + i, mask=i < count, other=0.0) * reciprocal_of_power(scale)
-        total += tl.load(square_ptr + i, mask=i < count, other=0.0) * ratio * ratio
-    return square_root(tl.sum(total, axis=0))
+        total += tl.load(scale_ptr + count + i, mask=i < count, other=0.0) * ratio * ratio
+    return scale, square_root(tl.sum(total, axis=0))

@@ -6,15 +6,14 @@ import triton
 import triton.language as tl
 
 from .finish import norms, reduce_columns, store_vectors
-from .indexing import divisor_of, reciprocal
+from .indexing import multiple
 from .power_step import row_block_products
+from .rescale import divide_block
 from .rescale_backward import dot_share, factors, grad_block
 from .table import (
-    C_SIZE,
     FIRST,
     GRAD,
     GRAD_SIGMA,
-    K_SIZE,
     M_SIZE,
     N_SIZE,
     OUT,
@@ -24,8 +23,10 @@ from .table import (
     SIGMA,
     STATE,
     WEIGHT,
+    WIDE,
     U,
     V,
+    column_order,
     entry,
     layer_of,
     size,
@@ -39,6 +40,7 @@ def foreach_power(
     scratch_ptr,
     WEIGHT_TYPE: tl.constexpr,
     LAYERS: tl.constexpr,
+    PERMUTES: tl.constexpr,
     R: tl.constexpr,
     BLOCK_N: tl.constexpr,
 ):
@@ -49,26 +51,19 @@ def foreach_power(
     v = entry(table_ptr, V, layer, LAYERS).to(tl.pointer_type(acc))
     partial = out_ptr + entry(table_ptr, OUT, layer, LAYERS) * OUT_UNIT
     M, N = size(table_ptr, M_SIZE, layer, LAYERS), size(table_ptr, N_SIZE, layer, LAYERS)
-    Q, K = size(table_ptr, Q_SIZE, layer, LAYERS), size(table_ptr, K_SIZE, layer, LAYERS)
-    t = scratch_ptr + entry(table_ptr, SCRATCH, layer, LAYERS)
-    scale = t + M
-    row_block_products(
-        weight,
-        v,
-        t,
-        partial.to(tl.pointer_type(acc), bitcast=True),
-        scale,
-        scale + tl.cdiv(M, R),
-        block,
-        M,
-        N,
-        size(table_ptr, C_SIZE, layer, LAYERS),
-        Q,
-        K,
-        False,
-        R,
-        BLOCK_N,
-    )
+    Q = size(table_ptr, Q_SIZE, layer, LAYERS)
+    C, K = column_order(table_ptr, layer, LAYERS, PERMUTES)
+    weight = tl.multiple_of(weight, 16)
+    partial = partial.to(tl.pointer_type(acc), bitcast=True)
+    scratch = scratch_ptr + entry(table_ptr, SCRATCH, layer, LAYERS)
+    if Q % WIDE != 0:
+        row_block_products(weight, v, partial, scratch, block, M, N, C, Q, K, False, R, BLOCK_N)
+    elif Q == N:
+        N = multiple(N, WIDE)
+        row_block_products(weight, v, partial, scratch, block, M, N, C, N, K, True, R, BLOCK_N)
+    else:
+        N, Q = multiple(N, WIDE), multiple(Q, WIDE)
+        row_block_products(weight, v, partial, scratch, block, M, N, C, Q, K, False, R, BLOCK_N)
 
 
 @triton.jit
@@ -79,27 +74,19 @@ def foreach_reduce(
     LAYERS: tl.constexpr,
     R: tl.constexpr,
     BLOCK: tl.constexpr,
-    ROWS_AT_ONCE: tl.constexpr,
+    ROWS: tl.constexpr,
 ):
     """As ``reduce_partials``, of every layer."""
     layer, block = layer_of(table_ptr, FIRST + 1, LAYERS)
     partial = out_ptr + entry(table_ptr, OUT, layer, LAYERS) * OUT_UNIT
     M, N = size(table_ptr, M_SIZE, layer, LAYERS), size(table_ptr, N_SIZE, layer, LAYERS)
+    partial = partial.to(tl.pointer_type(scratch_ptr.dtype.element_ty), bitcast=True)
+    scratch = scratch_ptr + entry(table_ptr, SCRATCH, layer, LAYERS)
     programs = tl.cdiv(M, R)
-    scale = scratch_ptr + entry(table_ptr, SCRATCH, layer, LAYERS) + M
-    s = scale + 2 * programs
-    reduce_columns(
-        partial.to(tl.pointer_type(scratch_ptr.dtype.element_ty), bitcast=True),
-        scale,
-        s,
-        s + N,
-        s + N + tl.cdiv(N, BLOCK),
-        block,
-        programs,
-        N,
-        BLOCK,
-        ROWS_AT_ONCE,
-    )
+    if N % WIDE == 0:
+        reduce_columns(partial, scratch, block, programs, M, multiple(N, WIDE), BLOCK, ROWS)
+    else:
+        reduce_columns(partial, scratch, block, programs, M, N, BLOCK, ROWS)
 
 
 @triton.jit
@@ -110,52 +97,36 @@ def foreach_finish(
     scratch_ptr,
     WEIGHT_TYPE: tl.constexpr,
     LAYERS: tl.constexpr,
+    PERMUTES: tl.constexpr,
     R: tl.constexpr,
     BLOCK: tl.constexpr,
     VECTOR_BLOCK: tl.constexpr,
+    SHARE_COLUMNS: tl.constexpr,
 ):
     """As ``finish_iteration``, of every layer."""
     layer, block = layer_of(table_ptr, FIRST + 2, LAYERS)
     acc = scratch_ptr.dtype.element_ty
     M, N = size(table_ptr, M_SIZE, layer, LAYERS), size(table_ptr, N_SIZE, layer, LAYERS)
     numel = M.to(tl.int64) * N
-    programs, column_blocks = tl.cdiv(M, R), tl.cdiv(N, VECTOR_BLOCK)
-    t = scratch_ptr + entry(table_ptr, SCRATCH, layer, LAYERS)
-    scale = t + M
-    s = scale + 2 * programs
-    column_scale = s + N
-    sigma, t_factor, s_factor = norms(
-        scale,
-        scale + programs,
-        column_scale,
-        column_scale + column_blocks,
-        programs,
-        column_blocks,
-        VECTOR_BLOCK,
-    )
-    inverse = reciprocal(divisor_of(sigma))
+    programs = tl.cdiv(M, R)
+    scratch = scratch_ptr + entry(table_ptr, SCRATCH, layer, LAYERS)
+    sigma, t_factor, s_factor = norms(scratch, programs, M, N, VECTOR_BLOCK, SHARE_COLUMNS)
     weight = entry(table_ptr, WEIGHT, layer, LAYERS).to(tl.pointer_type(WEIGHT_TYPE))
+    weight = tl.multiple_of(weight, 16)
     out = out_ptr + entry(table_ptr, OUT, layer, LAYERS) * OUT_UNIT
-    # Weights and outputs start at multiples of 16 bytes; what follows the last whole 16 elements
-    # is kept apart, so that the rest moves in the widest loads.
-    whole = numel // 16 * 16
-    offset = block.to(tl.int64) * BLOCK + tl.arange(0, BLOCK)
-    weight, out = tl.multiple_of(weight, 16), tl.multiple_of(out, 16)
-    w = tl.load(weight + offset, mask=offset < whole, eviction_policy="evict_first")
-    scaled = (w.to(acc) * inverse).to(out_ptr.dtype.element_ty)
-    tl.store(out + offset, scaled, mask=offset < whole)
+    whole = multiple(numel, WIDE)
+    divide_block(weight, sigma, out, block, whole, BLOCK)
     if block == 0:
-        rest = whole + tl.arange(0, 16)
-        last = tl.load(weight + rest, mask=rest < numel).to(acc) * inverse
-        tl.store(out + rest, last.to(out_ptr.dtype.element_ty), mask=rest < numel)
+        divide_block(weight + whole, sigma, out + whole, block, numel - whole, WIDE)
         tl.store(state_ptr + layer, sigma)
         tl.store(entry(table_ptr, SIGMA, layer, LAYERS).to(tl.pointer_type(acc)), sigma)
     u = entry(table_ptr, U, layer, LAYERS).to(tl.pointer_type(acc))
     v = entry(table_ptr, V, layer, LAYERS).to(tl.pointer_type(acc))
+    C, K = column_order(table_ptr, layer, LAYERS, PERMUTES)
     new_u = state_ptr + entry(table_ptr, STATE, layer, LAYERS)
     store_vectors(
-        t,
-        s,
+        scratch,
+        programs,
         u,
         v,
         new_u,
@@ -169,8 +140,8 @@ def foreach_finish(
         tl.cdiv(numel, BLOCK).to(tl.int32),
         M,
         N,
-        size(table_ptr, C_SIZE, layer, LAYERS),
-        size(table_ptr, K_SIZE, layer, LAYERS),
+        C,
+        K,
         VECTOR_BLOCK,
     )
 
@@ -189,15 +160,15 @@ def foreach_grad_dot(
     layer, block = layer_of(table_ptr, FIRST, LAYERS)
     M, N = size(table_ptr, M_SIZE, layer, LAYERS), size(table_ptr, N_SIZE, layer, LAYERS)
     numel = M.to(tl.int64) * N
-    share = dot_share(
-        entry(table_ptr, GRAD, layer, LAYERS).to(tl.pointer_type(GRAD_TYPE)),
-        entry(table_ptr, WEIGHT, layer, LAYERS).to(tl.pointer_type(WEIGHT_TYPE)),
-        block,
-        tl.minimum(tl.cdiv(numel, BLOCK), PROGRAMS),
-        numel,
-        partial_ptr.dtype.element_ty,
-        BLOCK,
-    )
+    grad = entry(table_ptr, GRAD, layer, LAYERS).to(tl.pointer_type(GRAD_TYPE))
+    weight = entry(table_ptr, WEIGHT, layer, LAYERS).to(tl.pointer_type(WEIGHT_TYPE))
+    grad, weight = tl.multiple_of(grad, 16), tl.multiple_of(weight, 16)
+    acc: tl.constexpr = partial_ptr.dtype.element_ty
+    programs = tl.minimum(tl.cdiv(numel, BLOCK), PROGRAMS)
+    whole = multiple(numel, WIDE)
+    share = dot_share(grad, weight, block, programs, whole, acc, BLOCK)
+    if block == 0:
+        share += dot_share(grad + whole, weight + whole, block, programs, numel - whole, acc, WIDE)
     tl.store(partial_ptr + layer * PROGRAMS + block, share)
 
 
@@ -208,9 +179,11 @@ def foreach_grad_apply(
     GRAD_TYPE: tl.constexpr,
     WEIGHT_TYPE: tl.constexpr,
     LAYERS: tl.constexpr,
+    PERMUTES: tl.constexpr,
     HAS_GRAD_SIGMA: tl.constexpr,
     PROGRAMS: tl.constexpr,
     DOT_BLOCK: tl.constexpr,
+    R: tl.constexpr,
     BLOCK: tl.constexpr,
 ):
     """As ``grad_apply``, of every layer."""
@@ -228,21 +201,19 @@ def foreach_grad_apply(
         entry(table_ptr, GRAD_SIGMA, layer, LAYERS).to(tl.pointer_type(acc)),
         HAS_GRAD_SIGMA,
     )
+    grad = entry(table_ptr, GRAD, layer, LAYERS).to(tl.pointer_type(GRAD_TYPE))
+    u = entry(table_ptr, U, layer, LAYERS).to(tl.pointer_type(acc))
+    v = entry(table_ptr, V, layer, LAYERS).to(tl.pointer_type(acc))
+    out = entry(table_ptr, OUT, layer, LAYERS).to(tl.pointer_type(WEIGHT_TYPE))
+    grad, out = tl.multiple_of(grad, 16), tl.multiple_of(out, 16)
     Q = size(table_ptr, Q_SIZE, layer, LAYERS)
-    grad_block(
-        entry(table_ptr, GRAD, layer, LAYERS).to(tl.pointer_type(GRAD_TYPE)),
-        entry(table_ptr, U, layer, LAYERS).to(tl.pointer_type(acc)),
-        entry(table_ptr, V, layer, LAYERS).to(tl.pointer_type(acc)),
-        entry(table_ptr, OUT, layer, LAYERS).to(tl.pointer_type(WEIGHT_TYPE)),
-        inverse,
-        coefficient,
-        block,
-        N // Q,
-        M * Q,
-        size(table_ptr, C_SIZE, layer, LAYERS),
-        Q,
-        size(table_ptr, K_SIZE, layer, LAYERS),
-        False,
-        1,
-        BLOCK,
-    )
+    C, K = column_order(table_ptr, layer, LAYERS, PERMUTES)
+    P = N // Q
+    if Q % WIDE != 0:
+        grad_block(grad, u, v, out, inverse, coefficient, block, P, M * Q, C, Q, K, False, 1, BLOCK)
+    elif Q == N:
+        N = multiple(N, WIDE)
+        grad_block(grad, u, v, out, inverse, coefficient, block, M, N, C, N, K, True, R, BLOCK // R)
+    else:
+        Q = multiple(Q, WIDE)
+        grad_block(grad, u, v, out, inverse, coefficient, block, P, M * Q, C, Q, K, False, 1, BLOCK)

@@ -9,7 +9,7 @@ from torch import Tensor
 
 from ..matrix_view import MatrixView
 from . import launch
-from .config import DOT_BLOCK, DOT_PROGRAMS, apply_tile, ceil_div, small_tile, warps
+from .config import DOT_BLOCK, DOT_PROGRAMS, apply_tile, ceil_div, hidden_factor, small_tile, warps
 from .rescale_backward import grad_apply, grad_dot
 from .small import rescale_backward_small
 
@@ -33,7 +33,6 @@ def rescale_backward(
         "sigma_ptr": sigma,
         "out_ptr": out,
         "C": view.C,
-        **launch.layout_of(view),
         "HAS_GRAD_SIGMA": grad_sigma is not None,
     }
     with launch.on_device_of(weight):
@@ -46,6 +45,7 @@ def rescale_backward(
                 weight_ptr=weight,
                 M=view.M,
                 N=view.N,
+                **launch.layout_of(view, view.N),
                 BLOCK_M=small.BLOCK_M,
                 BLOCK_N=small.BLOCK_N,
                 num_warps=small.num_warps,
@@ -64,6 +64,7 @@ def _in_two_launches(weight: Tensor, view: MatrixView, u: Tensor, inputs: dict[s
         weight_ptr=weight,
         partial_ptr=partial,
         numel=numel,
+        FACTOR=hidden_factor(numel),
         BLOCK=DOT_BLOCK,
         num_warps=warps(DOT_BLOCK, itemsize, lanes) * 2,
     )
@@ -73,6 +74,7 @@ def _in_two_launches(weight: Tensor, view: MatrixView, u: Tensor, inputs: dict[s
         programs=programs,
         rows=rows,
         columns=columns,
+        **launch.layout_of(view, columns),
         PROGRAMS=DOT_PROGRAMS,
         R=tile.R,
         BLOCK_N=tile.BLOCK_N,

@@ -7,6 +7,12 @@ import triton.language as tl
 
 
 @triton.jit
+def multiple(n, FACTOR: tl.constexpr):
+    """The largest multiple of FACTOR up to n, and the compiler knows that FACTOR divides it."""
+    return n // FACTOR * FACTOR
+
+
+@triton.jit
 def weight_offset(m, n, M, N, Q, PLAIN: tl.constexpr):
     """The element W[m, n] in memory, n a memory column; PLAIN says that P = 1. int64."""
     if PLAIN:

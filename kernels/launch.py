@@ -8,6 +8,7 @@ import torch
 from torch import Tensor
 
 from ..matrix_view import MatrixView
+from .config import hidden_factor
 
 
 def on_device_of(tensor: Tensor) -> AbstractContextManager[object]:
@@ -28,7 +29,11 @@ def warp_size(device: torch.device) -> int:
     return 64 if device.type == "cuda" and torch.version.hip is not None else 32
 
 
-def layout_of(view: MatrixView) -> dict[str, int | bool]:
-    """The constexprs by which kernels index: Q is 0 where P = 1, so that no N compiles anew."""
+def layout_of(view: MatrixView, columns: int) -> dict[str, int | bool]:
+    """The constexprs by which kernels index rows of ``columns``.
+
+    Q is 0 where P = 1, so that no N compiles anew; FACTOR, a power of two, divides ``columns``.
+    """
     plain = view.P == 1
-    return {"Q": 0 if plain else view.Q, "K": view.K, "PLAIN": plain}
+    factor = hidden_factor(columns)
+    return {"FACTOR": factor, "Q": 0 if plain else view.Q, "K": view.K, "PLAIN": plain}

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import NamedTuple
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -11,31 +11,22 @@ from ..matrix_view import MatrixView
 from . import launch
 from .config import (
     ELEMENTWISE_BLOCK,
+    SHARE_COLUMNS,
+    SHARE_ROWS,
     VECTOR_BLOCK,
-    SmallTile,
     ceil_div,
     chunk_tile,
+    hidden_factor,
     holds_whole_rows,
     row_tile,
     small_tile,
+    warps,
 )
 from .estimate import launch_estimate
 from .finish import finish_iteration, reduce_partials
 from .power_step import power_chunked, power_rows
 from .rescale import launch_rescale
 from .small import normalize_small
-
-
-class Results(NamedTuple):
-    """What the kernels write: fresh tensors, and the live buffers that get the same values."""
-
-    weight_sn: Tensor
-    u: Tensor
-    v: Tensor
-    sigma: Tensor
-    live_u: Tensor
-    live_v: Tensor
-    live_sigma: Tensor
 
 
 def normalize(
@@ -49,138 +40,102 @@ def normalize(
     buffers: tuple[Tensor, ...] = (),
 ) -> tuple[Tensor, Tensor, Tensor, Tensor]:
     """As :func:`snorm_triton.eager.normalize`."""
-    fresh = (
-        torch.empty_like(weight, dtype=dtype),
-        torch.empty_like(u),
-        torch.empty_like(v),
-        u.new_empty(()),
-    )
-    live = (*fresh[1 : 4 - len(buffers)], *buffers)
-    results = Results(*fresh, *live)
+    out = torch.empty_like(weight, dtype=dtype)
+    fresh = torch.empty_like(u), torch.empty_like(v), u.new_empty(())
+    new_u, new_v, new_sigma = fresh
+    # The live buffers get the same values; what has none is written twice.
+    live_u, live_v, live_sigma = *fresh[: 3 - len(buffers)], *buffers
+    arguments = {
+        "weight_ptr": weight,
+        "out_ptr": out,
+        "new_u_ptr": new_u,
+        "new_v_ptr": new_v,
+        "new_sigma_ptr": new_sigma,
+        "live_u_ptr": live_u,
+        "live_v_ptr": live_v,
+        "live_sigma_ptr": live_sigma,
+        "M": view.M,
+        "N": view.N,
+        "C": view.C,
+    }
     with launch.on_device_of(weight):
         tile = small_tile(view.M, view.N, u.element_size(), launch.warp_size(u.device))
         if tile is not None:
-            _normalize_small(weight, view, u, v, n_power_iterations, eps, tile, results)
-        elif n_power_iterations > 0:
-            _iterate(weight, view, u, v, n_power_iterations, results)
-        else:
-            launch_estimate(
-                weight, view, u, v, eps, results.u, results.v, results.sigma, results.live_sigma
+            normalize_small[(1,)](
+                **arguments,
+                u_ptr=u,
+                v_ptr=v,
+                n_power_iterations=n_power_iterations,
+                eps=eps,
+                **launch.layout_of(view, view.N),
+                ITERATES=n_power_iterations > 0,
+                BLOCK_M=tile.BLOCK_M,
+                BLOCK_N=tile.BLOCK_N,
+                num_warps=tile.num_warps,
             )
-            launch_rescale(weight, results.sigma, results.weight_sn)
-    return fresh
-
-
-def _normalize_small(
-    weight: Tensor,
-    view: MatrixView,
-    u: Tensor,
-    v: Tensor,
-    n_power_iterations: int,
-    eps: float,
-    tile: SmallTile,
-    results: Results,
-) -> None:
-    normalize_small[(1,)](
-        weight_ptr=weight,
-        u_ptr=u,
-        v_ptr=v,
-        out_ptr=results.weight_sn,
-        new_u_ptr=results.u,
-        new_v_ptr=results.v,
-        new_sigma_ptr=results.sigma,
-        live_u_ptr=results.live_u,
-        live_v_ptr=results.live_v,
-        live_sigma_ptr=results.live_sigma,
-        n_power_iterations=n_power_iterations,
-        eps=eps,
-        M=view.M,
-        N=view.N,
-        C=view.C,
-        **launch.layout_of(view),
-        ITERATES=n_power_iterations > 0,
-        BLOCK_M=tile.BLOCK_M,
-        BLOCK_N=tile.BLOCK_N,
-        num_warps=tile.num_warps,
-    )
+        elif n_power_iterations > 0:
+            _iterate(view, u, v, n_power_iterations, arguments)
+        else:
+            launch_estimate(weight, view, u, v, eps, *fresh, live_sigma)
+            launch_rescale(weight, new_sigma, out)
+    return out, *fresh
 
 
 def _iterate(
-    weight: Tensor,
-    view: MatrixView,
-    u: Tensor,
-    v: Tensor,
-    n_power_iterations: int,
-    results: Results,
+    view: MatrixView, u: Tensor, v: Tensor, n_power_iterations: int, arguments: dict[str, Any]
 ) -> None:
     """Three launches each iteration; the last writes the normalized weight too."""
+    weight, out = arguments["weight_ptr"], arguments["out_ptr"]
     M, N, numel = view.M, view.N, weight.numel()
     itemsize, lanes = u.element_size(), launch.warp_size(u.device)
-    capacity = M * results.weight_sn.element_size() // itemsize  # rows of N that the output holds
+    capacity = M * out.element_size() // itemsize  # rows of N that the output holds
     if holds_whole_rows(view.P, view.Q, view.K, itemsize):
         power, tile = power_rows, row_tile(M, N, itemsize, lanes, max(1, capacity))
     else:
-        power, tile = power_chunked, chunk_tile(M, itemsize, lanes)
-    programs, column_blocks = tile.programs, ceil_div(N, VECTOR_BLOCK)
+        power, tile = power_chunked, chunk_tile(M, N, view.Q, itemsize, lanes)
+    programs, column_blocks = tile.programs, ceil_div(N, SHARE_COLUMNS)
     # The shares of s lie in the output's memory: it is written only once they have been read.
-    partial = results.weight_sn if programs <= capacity else u.new_empty(programs, N)
-    sizes = (M, programs, programs, N, column_blocks, column_blocks)
-    scratch = u.new_empty(sum(sizes)).split(sizes)
-    t, scale, square, s, column_scale, column_square = scratch
+    partial = out if programs <= capacity else u.new_empty(programs, N)
+    scratch = u.new_empty(M + N + 2 * (programs + column_blocks))
     for iteration in range(n_power_iterations):
         is_last = iteration == n_power_iterations - 1
         power[(programs,)](
             weight_ptr=weight,
             v_ptr=v,
-            t_ptr=t,
             partial_ptr=partial,
-            scale_ptr=scale,
-            square_ptr=square,
+            scratch_ptr=scratch,
             M=M,
             N=N,
             C=view.C,
-            **launch.layout_of(view),
+            **launch.layout_of(view, N),
             R=tile.R,
             BLOCK_N=tile.BLOCK_N,
             num_warps=tile.num_warps,
         )
         reduce_partials[(column_blocks,)](
             partial_ptr=partial,
-            scale_ptr=scale,
-            s_ptr=s,
-            column_scale_ptr=column_scale,
-            column_square_ptr=column_square,
+            scratch_ptr=scratch,
             programs=programs,
+            M=M,
             N=N,
-            BLOCK=VECTOR_BLOCK,
-            ROWS=8,
+            FACTOR=hidden_factor(N),
+            BLOCK=SHARE_COLUMNS,
+            ROWS=SHARE_ROWS,
+            num_warps=warps(SHARE_ROWS * SHARE_COLUMNS, itemsize, lanes),
         )
         elements, block = (numel, ELEMENTWISE_BLOCK) if is_last else (max(M, N), VECTOR_BLOCK)
         finish_iteration[(ceil_div(elements, block),)](
-            t_ptr=t,
-            scale_ptr=scale,
-            square_ptr=square,
-            s_ptr=s,
-            column_scale_ptr=column_scale,
-            column_square_ptr=column_square,
+            **arguments,
+            scratch_ptr=scratch,
             u_ptr=u,
             v_ptr=v,
-            new_u_ptr=results.u,
-            new_v_ptr=results.v,
-            new_sigma_ptr=results.sigma,
-            live_u_ptr=results.live_u,
-            live_v_ptr=results.live_v,
-            live_sigma_ptr=results.live_sigma,
-            weight_ptr=weight,
-            out_ptr=results.weight_sn,
             programs=programs,
-            column_blocks=column_blocks,
-            M=M,
-            N=N,
-            C=view.C,
+            numel=numel,
+            FACTOR=hidden_factor(numel),
             K=view.K,
             RESCALES=is_last,
             BLOCK=block,
             VECTOR_BLOCK=VECTOR_BLOCK,
+            SHARE_COLUMNS=SHARE_COLUMNS,
         )
-        u, v = results.u, results.v
+        u, v = arguments["new_u_ptr"], arguments["new_v_ptr"]

@@ -10,20 +10,36 @@ from __future__ import annotations
 import triton
 import triton.language as tl
 
-from .indexing import logical_column, power_of_two, reciprocal_of_power, weight_offset
+from .indexing import logical_column, multiple, power_of_two, reciprocal_of_power, weight_offset
+
+
+@triton.jit
+def places(scratch_ptr, M, N, programs):
+    """Where scratch memory, t at its start, holds s, the programs' parts of t, and the parts of s.
+
+    The parts of a vector are a scale for each, a power of two, then |part / scale|^2 for each.
+    """
+    s_ptr = scratch_ptr + M
+    return s_ptr, s_ptr + N, s_ptr + N + 2 * programs
+
+
+@triton.jit
+def store_part(parts_ptr, part, parts, scale, square):
+    """The scale and the square of one part, in one store: two take registers that spill."""
+    i = tl.arange(0, 2)
+    tl.store(parts_ptr + part + i * parts, tl.where(i == 0, scale, square))
 
 
 @triton.jit
 def power_rows(
     weight_ptr,  # [P, M, Q]
     v_ptr,  # [N], logical
-    t_ptr,  # [M], out
     partial_ptr,  # [programs, N] of v's dtype, whatever it points to; out: shares of s / scale
-    scale_ptr,  # [programs], out: a power of two
-    square_ptr,  # [programs], out: |t / scale|^2 of this program's rows
+    scratch_ptr,  # out: t and its parts
     M,
     N,
     C,
+    FACTOR: tl.constexpr,
     Q: tl.constexpr,
     K: tl.constexpr,
     PLAIN: tl.constexpr,
@@ -33,6 +49,7 @@ def power_rows(
     """Whole rows on chip, each read once; a program takes every num_programs-th tile of R rows."""
     pid = tl.program_id(0)
     acc = v_ptr.dtype.element_ty
+    N = multiple(N, FACTOR)
     n = tl.arange(0, BLOCK_N)
     in_row = n < N
     v = tl.load(v_ptr + logical_column(n, C, K), mask=in_row, other=0.0)  # [BLOCK_N]
@@ -45,7 +62,7 @@ def power_rows(
         inside = (m < M)[:, None] & in_row[None, :]
         w = tl.load(weight_ptr + offset, mask=inside, other=0.0).to(acc)  # [R, BLOCK_N]
         t = tl.sum(w * v[None, :], axis=1)  # [R]
-        tl.store(t_ptr + m, t, mask=m < M)
+        tl.store(scratch_ptr + m, t, mask=m < M)
         new_scale = tl.maximum(scale, power_of_two(tl.max(tl.abs(t), axis=0)))
         shrink = scale * reciprocal_of_power(new_scale)
         t = t * reciprocal_of_power(new_scale)
@@ -54,21 +71,20 @@ def power_rows(
         scale = new_scale
     partial = partial_ptr.to(tl.pointer_type(acc), bitcast=True)
     tl.store(partial + pid.to(tl.int64) * N + n, s, mask=in_row)
-    tl.store(scale_ptr + pid, scale)
-    tl.store(square_ptr + pid, square)
+    _, parts_ptr, _ = places(scratch_ptr, M, N, tl.num_programs(0))
+    store_part(parts_ptr, pid, tl.num_programs(0), scale, square)
 
 
 @triton.jit
 def power_chunked(
     weight_ptr,  # as for power_rows
     v_ptr,
-    t_ptr,
     partial_ptr,
-    scale_ptr,
-    square_ptr,
+    scratch_ptr,
     M,
     N,
     C,
+    FACTOR: tl.constexpr,
     Q: tl.constexpr,
     K: tl.constexpr,
     PLAIN: tl.constexpr,
@@ -79,13 +95,11 @@ def power_chunked(
     row_block_products(
         weight_ptr,
         v_ptr,
-        t_ptr,
         partial_ptr.to(tl.pointer_type(v_ptr.dtype.element_ty), bitcast=True),
-        scale_ptr,
-        square_ptr,
+        scratch_ptr,
         tl.program_id(0),
         M,
-        N,
+        multiple(N, FACTOR),
         C,
         Q,
         K,
@@ -99,10 +113,8 @@ def power_chunked(
 def row_block_products(
     weight_ptr,
     v_ptr,
-    t_ptr,
     partial_ptr,
-    scale_ptr,
-    square_ptr,
+    scratch_ptr,
     block,
     M,
     N,
@@ -116,7 +128,7 @@ def row_block_products(
     """The ``block``-th R rows of t, and their share of s."""
     m = block * R + tl.arange(0, R)
     t = row_products(weight_ptr, v_ptr, m, M, N, C, Q, K, PLAIN, R, BLOCK_N)
-    tl.store(t_ptr + m, t, mask=m < M)
+    tl.store(scratch_ptr + m, t, mask=m < M)
     scale = power_of_two(tl.max(tl.abs(t), axis=0))
     t = t * reciprocal_of_power(scale)
     for start in range(0, N, BLOCK_N):
@@ -126,8 +138,8 @@ def row_block_products(
         w = tl.load(weight_ptr + offset, mask=inside, other=0.0).to(t.dtype)
         s = tl.sum(w * t[:, None], axis=0)  # [BLOCK_N]
         tl.store(partial_ptr + block.to(tl.int64) * N + n, s, mask=n < N)
-    tl.store(scale_ptr + block, scale)
-    tl.store(square_ptr + block, tl.sum(t * t, axis=0))
+    _, parts_ptr, _ = places(scratch_ptr, M, N, tl.cdiv(M, R))
+    store_part(parts_ptr, block, tl.cdiv(M, R), scale, tl.sum(t * t, axis=0))
 
 
 @triton.jit

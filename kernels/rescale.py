@@ -8,8 +8,8 @@ import triton.language as tl
 from torch import Tensor
 
 from . import launch
-from .config import ELEMENTWISE_BLOCK, ceil_div
-from .indexing import divisor_of, reciprocal
+from .config import ELEMENTWISE_BLOCK, ceil_div, hidden_factor
+from .indexing import divisor_of, multiple, reciprocal
 
 
 @triton.jit
@@ -18,13 +18,22 @@ def divide_by_sigma(
     sigma_ptr,  # []
     out_ptr,  # [numel], out
     numel,
+    FACTOR: tl.constexpr,  # divides numel
     BLOCK: tl.constexpr,
 ):
     """weight / sigma, where a zero sigma divides by one."""
-    sigma = divisor_of(tl.load(sigma_ptr))
-    offset = tl.program_id(0).to(tl.int64) * BLOCK + tl.arange(0, BLOCK)
-    w = tl.load(weight_ptr + offset, mask=offset < numel).to(sigma.dtype)
-    scaled = w * reciprocal(sigma)
+    divide_block(
+        weight_ptr, tl.load(sigma_ptr), out_ptr, tl.program_id(0), multiple(numel, FACTOR), BLOCK
+    )
+
+
+@triton.jit
+def divide_block(weight_ptr, sigma, out_ptr, block, numel, BLOCK: tl.constexpr):
+    """One block of weight / sigma. The last use of the weight."""
+    inverse = reciprocal(divisor_of(sigma))
+    offset = block.to(tl.int64) * BLOCK + tl.arange(0, BLOCK)
+    w = tl.load(weight_ptr + offset, mask=offset < numel, eviction_policy="evict_first")
+    scaled = w.to(sigma.dtype) * inverse
     tl.store(out_ptr + offset, scaled.to(out_ptr.dtype.element_ty), mask=offset < numel)
 
 
@@ -43,5 +52,6 @@ def launch_rescale(weight: Tensor, sigma: Tensor, out: Tensor) -> None:
         sigma_ptr=sigma,
         out_ptr=out,
         numel=weight.numel(),
+        FACTOR=hidden_factor(weight.numel()),
         BLOCK=ELEMENTWISE_BLOCK,
     )

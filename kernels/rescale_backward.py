@@ -5,7 +5,7 @@ from __future__ import annotations
 import triton
 import triton.language as tl
 
-from .indexing import divisor_of, logical_column, reciprocal
+from .indexing import divisor_of, logical_column, multiple, reciprocal
 
 
 @triton.jit
@@ -14,6 +14,7 @@ def grad_dot(
     weight_ptr,  # [numel]
     partial_ptr,  # [programs], out
     numel,
+    FACTOR: tl.constexpr,  # divides numel
     BLOCK: tl.constexpr,
 ):
     """This program's share of <grad, weight>; a program takes every num_programs-th block."""
@@ -22,7 +23,7 @@ def grad_dot(
         weight_ptr,
         tl.program_id(0),
         tl.num_programs(0),
-        numel,
+        multiple(numel, FACTOR),
         partial_ptr.dtype.element_ty,
         BLOCK,
     )
@@ -42,6 +43,7 @@ def grad_apply(
     rows,
     columns,
     C,
+    FACTOR: tl.constexpr,  # divides columns
     Q: tl.constexpr,
     K: tl.constexpr,
     PLAIN: tl.constexpr,
@@ -65,7 +67,7 @@ def grad_apply(
         coefficient,
         block,
         rows,
-        columns,
+        multiple(columns, FACTOR),
         C,
         Q,
         K,

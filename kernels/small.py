@@ -8,6 +8,7 @@ import triton.language as tl
 from .indexing import (
     divisor_of,
     logical_column,
+    multiple,
     power_of_two,
     reciprocal,
     reciprocal_of_power,
@@ -34,6 +35,7 @@ def normalize_small(
     M,
     N,
     C,
+    FACTOR: tl.constexpr,
     Q: tl.constexpr,
     K: tl.constexpr,
     PLAIN: tl.constexpr,
@@ -43,6 +45,7 @@ def normalize_small(
 ):
     """W / sigma after ``n_power_iterations``, or of u and v as they are, made unit."""
     acc = u_ptr.dtype.element_ty
+    N = multiple(N, FACTOR)
     m, n = tl.arange(0, BLOCK_M), tl.arange(0, BLOCK_N)
     offset = weight_offset(m[:, None], n[None, :], M, N, Q, PLAIN)
     inside = (m < M)[:, None] & (n < N)[None, :]
@@ -84,6 +87,7 @@ def rescale_backward_small(
     M,
     N,
     C,
+    FACTOR: tl.constexpr,
     Q: tl.constexpr,
     K: tl.constexpr,
     PLAIN: tl.constexpr,
@@ -93,6 +97,7 @@ def rescale_backward_small(
 ):
     """(grad - <grad, W> / sigma u v^T) / sigma + grad_sigma u v^T."""
     acc = u_ptr.dtype.element_ty
+    N = multiple(N, FACTOR)
     m, n = tl.arange(0, BLOCK_M), tl.arange(0, BLOCK_N)
     offset = weight_offset(m[:, None], n[None, :], M, N, Q, PLAIN)
     inside = (m < M)[:, None] & (n < N)[None, :]

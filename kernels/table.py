@@ -32,6 +32,7 @@ FIRST = tl.constexpr(14)  # and the next two: the layer's first program in each 
 FIELDS = 17
 
 OUT_UNIT = tl.constexpr(64)
+WIDE = tl.constexpr(8)  # elements of any dtype that fill 16 bytes
 NEVER = 2**62  # the first program of a column that is no layer
 
 
@@ -61,6 +62,7 @@ class Table(NamedTuple):
     fields: Tensor
     layers: int
     programs: tuple[int, ...]
+    permutes: bool  # the columns of some layer
 
 
 def upload(columns: Sequence[Column], device: torch.device) -> Table:
@@ -75,7 +77,8 @@ def upload(columns: Sequence[Column], device: torch.device) -> Table:
     rows = [row + [NEVER] * (layers - len(columns)) for row in rows]
     on_gpu = device.type not in ("cpu", "meta")
     fields = torch.tensor(rows, dtype=torch.int64, pin_memory=on_gpu)
-    return Table(fields.to(device, non_blocking=True), layers, tuple(programs))
+    permutes = any(column.K > 1 for column in columns)
+    return Table(fields.to(device, non_blocking=True), layers, tuple(programs), permutes)
 
 
 @triton.jit
@@ -98,3 +101,12 @@ def entry(table_ptr, row, layer, LAYERS: tl.constexpr):
 def size(table_ptr, row, layer, LAYERS: tl.constexpr):
     """A size or a count. int32."""
     return tl.load(table_ptr + row * LAYERS + layer).to(tl.int32)
+
+
+@triton.jit
+def column_order(table_ptr, layer, LAYERS: tl.constexpr, PERMUTES: tl.constexpr):
+    """C and K of the layer; ones for the compiler to see where no layer is permuted."""
+    if PERMUTES:
+        return size(table_ptr, C_SIZE, layer, LAYERS), size(table_ptr, K_SIZE, layer, LAYERS)
+    else:
+        return 1, 1

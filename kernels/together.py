@@ -19,9 +19,13 @@ from .config import (
     DOT_BLOCK,
     DOT_PROGRAMS,
     ELEMENTWISE_BLOCK,
+    FOREACH_ROWS,
+    SHARE_COLUMNS,
+    SHARE_ROWS,
     VECTOR_BLOCK,
     ceil_div,
-    chunk_tile,
+    foreach_tile,
+    warps,
 )
 from .foreach import (
     foreach_finish,
@@ -32,7 +36,7 @@ from .foreach import (
 )
 from .gradient import rescale_backward
 from .normalize import normalize
-from .table import OUT_UNIT, Column, Table, upload
+from .table import OUT_UNIT, WIDE, Column, Table, upload
 
 TYPES = {
     torch.float64: tl.float64,
@@ -79,7 +83,9 @@ def foreach_rescale_backward(calls: Sequence[tuple[Any, ...]]) -> list[Tensor]:
     weight = calls[0][2]
     grad_types = {call[0].dtype for call in calls}
     longest = max(call[2].numel() for call in calls)
-    if launch.is_capturing(weight.device) or len(grad_types) > 1 or longest >= 2**31:
+    misaligned = any(x.data_ptr() % 16 for call in calls for x in (call[0], call[2]))
+    alike = len(grad_types) == 1 and longest < 2**31 and not misaligned
+    if launch.is_capturing(weight.device) or not alike:
         return [rescale_backward(*call) for call in calls]
     outs = [torch.empty_like(call[2]) for call in calls]
     zero = calls[0][4].new_zeros(1)
@@ -87,7 +93,6 @@ def foreach_rescale_backward(calls: Sequence[tuple[Any, ...]]) -> list[Tensor]:
     for (grad, grad_sigma, weight, view, u, v, sigma), out in zip(calls, outs, strict=True):
         numel = weight.numel()
         blocks = min(ceil_div(numel, DOT_BLOCK), DOT_PROGRAMS)
-        tiles = view.P * ceil_div(view.M * view.Q, ELEMENTWISE_BLOCK)
         column = Column(
             weight=weight.data_ptr(),
             u=u.data_ptr(),
@@ -99,7 +104,7 @@ def foreach_rescale_backward(calls: Sequence[tuple[Any, ...]]) -> list[Tensor]:
             state=0,
             scratch=0,
             **_sizes(view),
-            programs=(blocks, tiles, 0),
+            programs=(blocks, _apply_tiles(view), 0),
         )
         columns.append(column)
     table = upload(columns, weight.device)
@@ -116,8 +121,10 @@ def foreach_rescale_backward(calls: Sequence[tuple[Any, ...]]) -> list[Tensor]:
         foreach_grad_dot[(table.programs[0],)](**arguments, BLOCK=DOT_BLOCK, num_warps=8)
         foreach_grad_apply[(table.programs[1],)](
             **arguments,
+            PERMUTES=table.permutes,
             HAS_GRAD_SIGMA=any(call[1] is not None for call in calls),
             DOT_BLOCK=DOT_BLOCK,
+            R=FOREACH_ROWS,
             BLOCK=ELEMENTWISE_BLOCK,
             num_warps=8,
         )
@@ -149,7 +156,8 @@ def _iterate(calls: Sequence[tuple[Any, ...]]) -> list[Normalized]:
     out = weight.new_empty(plan.out_size, dtype=dtype)
     state = u.new_empty(plan.state_size)
     scratch = u.new_empty(plan.scratch_size)
-    tile = chunk_tile(1, u.element_size(), launch.warp_size(u.device))
+    lanes = launch.warp_size(u.device)
+    tile = foreach_tile(u.element_size(), lanes)
     arguments = {
         "table_ptr": plan.table.fields,
         "out_ptr": out,
@@ -161,15 +169,26 @@ def _iterate(calls: Sequence[tuple[Any, ...]]) -> list[Normalized]:
     power, reduce, finish = ((programs,) for programs in plan.table.programs)
     with launch.on_device_of(weight):
         foreach_power[power](
-            **arguments, WEIGHT_TYPE=kind, BLOCK_N=tile.BLOCK_N, num_warps=tile.num_warps
+            **arguments,
+            WEIGHT_TYPE=kind,
+            PERMUTES=plan.table.permutes,
+            BLOCK_N=tile.BLOCK_N,
+            num_warps=tile.num_warps,
         )
-        foreach_reduce[reduce](**arguments, BLOCK=VECTOR_BLOCK, ROWS_AT_ONCE=8)
+        foreach_reduce[reduce](
+            **arguments,
+            BLOCK=SHARE_COLUMNS,
+            ROWS=SHARE_ROWS,
+            num_warps=warps(SHARE_ROWS * SHARE_COLUMNS, u.element_size(), lanes),
+        )
         foreach_finish[finish](
             **arguments,
             state_ptr=state,
             WEIGHT_TYPE=kind,
             BLOCK=ELEMENTWISE_BLOCK,
+            PERMUTES=plan.table.permutes,
             VECTOR_BLOCK=VECTOR_BLOCK,
+            SHARE_COLUMNS=SHARE_COLUMNS,
         )
     return [
         (
@@ -184,7 +203,7 @@ def _iterate(calls: Sequence[tuple[Any, ...]]) -> list[Normalized]:
 
 @lru_cache(maxsize=64)
 def _plan(layers: tuple[Layer, ...], device: torch.device, out_bytes: int, bytes_: int) -> Plan:
-    rows = chunk_tile(1, bytes_, 32).R
+    rows = foreach_tile(bytes_, 32).R
     unit = OUT_UNIT.value
     columns: list[Column] = []
     out_size, state_size, scratch_size = 0, len(layers), 0
@@ -193,7 +212,7 @@ def _plan(layers: tuple[Layer, ...], device: torch.device, out_bytes: int, bytes
         numel, M, N = view.M * view.N, view.M, view.N
         programs = (
             ceil_div(M, rows),
-            ceil_div(N, VECTOR_BLOCK),
+            ceil_div(N, SHARE_COLUMNS),
             ceil_div(numel, ELEMENTWISE_BLOCK),
         )
         outs.append(out_size)
@@ -220,6 +239,14 @@ def _plan(layers: tuple[Layer, ...], device: torch.device, out_bytes: int, bytes
         scratch_size += M + N + 2 * (programs[0] + programs[1])
     table = upload(columns, device)
     return Plan(table, tuple(outs), tuple(states), out_size, state_size, scratch_size)
+
+
+def _apply_tiles(view: MatrixView) -> int:
+    """The programs of ``foreach_grad_apply``, which takes memory in two dimensions as it likes."""
+    if view.P == 1 and view.Q % WIDE.value == 0:
+        columns = ELEMENTWISE_BLOCK // FOREACH_ROWS
+        return ceil_div(view.M, FOREACH_ROWS) * ceil_div(view.N, columns)
+    return view.P * ceil_div(view.M * view.Q, ELEMENTWISE_BLOCK)
 
 
 def _sizes(view: MatrixView) -> dict[str, Any]:

@@ -6,7 +6,7 @@ import pytest
 
 from bench import compare, report
 from bench.chart import COLORS, figure_of
-from bench.normalizations import LEGACY, NEW, OURS, PER_LAYER
+from bench.normalizations import FOREACH, LEGACY, NEW, OURS, PER_LAYER
 from bench.result import HEAD, condense, load, mean_ratio
 from bench.training import NONE
 from bench.variants import COPY
@@ -43,6 +43,10 @@ def layer_row(case="Linear 4-4", new=3.0, copy=0.5, spread=0.1, **changes):
         "errors": {},
         **changes,
     }
+
+
+def model_variants():
+    return {COPY: timing(0.5), FOREACH: timing(1.0, 0.0), NEW: timing(3.0), LEGACY: timing(2.0)}
 
 
 def training_row():
@@ -98,6 +102,36 @@ def test_time_and_memory_of_a_layer():
     assert "**1 ms** (2.00 copies)" in times
     assert "3 ms (3.00; 2.70 to 3.30)" in times
     assert memory == "| Linear 4-4 | float32 | 1 (0.00) | 2 (1.50) |"
+
+
+def test_bandwidth_of_what_kernels_moved(monkeypatch):
+    traffic = pytest.importorskip("bench.traffic", exc_type=ImportError)
+    copies = {"forward": 1.5, "backward": 2.0}
+
+    def count(subject):
+        size = traffic.copy_bytes(subject)
+        return {
+            name: [traffic.Launch("kernel", 1, [traffic.Traffic("x", "read", must=int(n * size))])]
+            for name, n in copies.items()
+        }
+
+    monkeypatch.setattr(traffic, "traffic_of", count)
+    rows = [
+        layer_row("Conv2d 3-64 k3"),
+        layer_row("Conv2d 3-64 k3", **{"pass": "forward + backward"}, copy=0.25),
+        layer_row("SN-DCGAN", suite="model", baseline=FOREACH, variants=model_variants()),
+    ]
+    text = report.markdown(result_of(*rows))
+    assert lines_with(text, "| Conv2d 3-64 k3", "**1 ms** (2.00 copies; 75% of the bandwidth)")
+    assert lines_with(text, "| Conv2d 3-64 k3", "**1 ms** (4.00 copies; 88% of the bandwidth)")
+    assert lines_with(text, "| SN-DCGAN", "**1 ms** (2.00 copies; 75% of the bandwidth)")
+    assert "how much of their bandwidth" in text
+
+
+def test_no_bandwidth_where_no_kernel_ran():
+    text = report.markdown(result_of(layer_row("Conv2d 3-64 k3", backend="torch")))
+    assert lines_with(text, "| Conv2d 3-64 k3", "**1 ms** (2.00 copies)")
+    assert "bandwidth" not in text
 
 
 def test_overhead_of_a_training_step():

@@ -16,7 +16,7 @@ import triton.language as tl
 from triton.runtime.errors import InterpreterError
 
 from bench.accesses import READ, SECTOR, WRITE, recorded_launches
-from bench.traffic import Weight, interpreted_traffic, traffic_of
+from bench.traffic import Model, Weight, copy_bytes, interpreted_traffic, traffic_of
 
 pytestmark = [
     pytest.mark.interpreted,
@@ -79,14 +79,14 @@ def test_no_kernel_touches_a_byte_outside_what_it_was_given(name, dtype):
 )
 def test_a_power_step_reads_rows_that_fit_on_chip_once_and_others_twice(weight, reads):
     launches = traffic_of(weight)["forward"]
-    size = weight.copy_bytes // 2
+    size = copy_bytes(weight) // 2
     rescale = 1
     assert requested(launches, "weight_ptr", READ) == (reads + rescale) * size
 
 
 def test_an_evaluation_reads_the_weight_once_and_rescales_it():
     launches = traffic_of(ROWS)["evaluation"]
-    size = ROWS.copy_bytes // 2
+    size = copy_bytes(ROWS) // 2
     assert requested(launches, "weight_ptr", READ) == 2 * size
     assert sum(launch.must for launch in launches) < 3.02 * size
 
@@ -97,7 +97,7 @@ def test_rescale_reads_and_writes_each_byte_once(operation):
     launch = traffic_of(weight)[operation][-1]
     for tensor, direction in (("weight_ptr", READ), ("out_ptr", WRITE)):
         moved = only([launch], tensor, direction)
-        assert moved.requested == moved.must == moved.does == weight.copy_bytes // 2
+        assert moved.requested == moved.must == moved.does == copy_bytes(weight) // 2
         assert moved.again == 0
 
 
@@ -105,10 +105,24 @@ def test_rescale_reads_and_writes_each_byte_once(operation):
 def test_a_backward_reads_the_weight_once_and_the_gradient_twice(name):
     weight = WEIGHTS[name]
     launches = traffic_of(weight)["backward"]
-    size = weight.copy_bytes // 2
+    size = copy_bytes(weight) // 2
     assert requested(launches, "weight_ptr", READ) == size
     assert requested(launches, "grad_ptr", READ) == 2 * size
     assert requested(launches, "out_ptr", WRITE) == size
+
+
+def test_a_model_moves_its_weights_as_one_by_one():
+    model = Model("SN-ResNet cifar10")
+    forward, backward = (traffic_of(model)[operation] for operation in ("forward", "backward"))
+    size = copy_bytes(model) // 2
+    assert [launch.kernel for launch in forward] == [
+        "foreach_power",
+        "foreach_reduce",
+        "foreach_finish",
+    ]
+    # Shares of an eighth of the weight, or, of a layer with one output, of all of it.
+    assert sum(launch.must for launch in forward) < 3.35 * size
+    assert sum(launch.must for launch in backward) < 4.05 * size
 
 
 def test_another_process_counts_the_same(monkeypatch):

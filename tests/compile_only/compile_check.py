@@ -47,14 +47,20 @@ LAYOUTS = {
     "Linear 512x16384": ((512, 16384), 0, False),
     "Linear 256x36864": ((256, 36864), 0, False),
     "Linear 3x5": ((3, 5), 0, False),
+    "Linear 1x20480": ((1, 20480), 0, False),
+    "Linear 20480x1": ((20480, 1), 0, False),
+    "Linear 512x300": ((512, 300), 0, False),
+    "Linear 101x100": ((101, 100), 0, False),
     "Conv2d 512-512 k3": ((512, 512, 3, 3), 0, False),
     "Conv2d 512-512 k3 channels_last": ((512, 512, 3, 3), 0, True),
     "Conv2d 2048-2048 k3 channels_last": ((2048, 2048, 3, 3), 0, True),
+    "Conv2d 100-20 k3 channels_last": ((100, 20, 3, 3), 0, True),
     "ConvTranspose2d 1024-512 k4": ((1024, 512, 4, 4), 1, False),
     "ConvTranspose2d 2048-512 k4": ((2048, 512, 4, 4), 1, False),
     "ConvTranspose2d 512-256 k3": ((512, 256, 3, 3), 1, False),
     "ConvTranspose2d 512-256 k4 channels_last": ((512, 256, 4, 4), 1, True),
     "ConvTranspose1d 512-256 k2": ((512, 256, 2), 1, False),
+    "ConvTranspose2d 35-67 k2": ((35, 67, 2, 2), 1, False),
     "ConvTranspose2d 512-256 k2": ((512, 256, 2, 2), 1, False),
     "Conv2d dim=2 channels_last": ((64, 32, 3, 3), 2, True),
 }
@@ -181,7 +187,7 @@ def variant_of(kernel: JITFunction, layout: str, arguments: dict[str, Any]) -> V
             aligned.extend([name] if value % 16 == 0 else [])
     module, name = kernel.fn.__module__, kernel.fn.__name__
     itemsize = min(x.itemsize for x in arguments.values() if isinstance(x, torch.Tensor))
-    takes_matrix = arguments.get("RESCALES", True)
+    takes_matrix = arguments.get("RESCALES", True) and name != "foreach_reduce"
     widest = takes_matrix and allows_widest(arguments, itemsize)
     compiled_as = tuple(signature), tuple(constants), tuple(aligned), num_warps, widest
     return Variant(module, name, layout, *compiled_as)

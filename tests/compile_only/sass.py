@@ -29,6 +29,7 @@ class Access(NamedTuple):
     direction: str  # "load" or "store"
     width: int  # bytes a thread
     pointers: frozenset[str]  # the names in the kernel that its line of source accesses
+    line: str  # of source
 
 
 def run_tool(tool: str, *options: str, cubin: bytes) -> str:
@@ -42,14 +43,16 @@ def run_tool(tool: str, *options: str, cubin: bytes) -> str:
 
 def global_accesses(cubin: bytes) -> list[Access]:
     """Every global load and store of the kernel, by the line information in the cubin."""
-    accesses, pointers = [], frozenset[str]()
+    accesses, pointers, place = [], frozenset[str](), ""
     for line in run_tool("nvdisasm", "-g", "-c", "-ndf", cubin=cubin).splitlines():
         if source := re.search(r'//## File "([^"]+)", line (\d+)', line):
             name = Path(source[1]).name
             pointers = accessed_pointers(name).get(int(source[2]), frozenset())
+            place = f"{name}:{source[2]}"
         elif found := re.search(r"\b(LDG|LDGSTS|STG)((?:\.\w+)*)\s", line):
             width = next((WIDTHS[x] for x in found[2].split(".") if x in WIDTHS), 4)
-            accesses.append(Access("store" if found[1] == "STG" else "load", width, pointers))
+            direction = "store" if found[1] == "STG" else "load"
+            accesses.append(Access(direction, width, pointers, place))
     return accesses
 
 
@@ -80,17 +83,26 @@ def allows_widest(arguments: Mapping[str, Any], itemsize: int) -> bool:
     """Whether a kernel with these arguments can access its matrices 16 bytes at a time.
 
     It takes a matrix as rows of the first nonzero one of ``numel``, ``columns``, ``Q`` and ``N``:
-    where that many elements are a multiple of 16 bytes, every row begins at one.
+    where that many elements are a multiple of 16 bytes, every row begins at one. A kernel of many
+    layers meets such rows, and others.
     """
+    if "LAYERS" in arguments:
+        return True
     sizes = (arguments.get(name) for name in ("numel", "columns", "Q", "N"))
     return next(filter(None, sizes), 1) * itemsize % WIDEST == 0
 
 
 def too_narrow(accesses: list[Access], kernel: Any) -> list[Access]:
-    """The accesses of a matrix that take less than 16 bytes, in a kernel that allows them."""
+    """The accesses of a matrix that take less than 16 bytes, in a kernel that allows them.
+
+    A kernel of many layers compiles a line for each kind of row: one of them must be wide.
+    """
+    names = kernel.fn.__code__.co_varnames
+    of_many = "LAYERS" in names
     # A device function may give the name of a matrix to a vector: the kernel's own names count.
-    matrices = MATRICES.intersection(kernel.fn.__code__.co_varnames)
+    matrices = MATRICES if of_many else MATRICES.intersection(names)
     found = [x for x in accesses if x.pointers & matrices]
     if matrices and not found:
         raise RuntimeError(f"no line of {kernel.fn.__name__} is known to access {matrices}")
-    return [x for x in found if x.width < WIDEST]
+    wide = {x.line for x in found if x.width >= WIDEST} if of_many else set()
+    return [x for x in found if x.width < WIDEST and x.line not in wide]

@@ -2,6 +2,7 @@
 
 import pytest
 import torch
+from torch import nn
 
 from whole_models import (
     OPTIMIZERS,
@@ -56,6 +57,38 @@ def test_each_backend_trains_as_one_by_one(backend, relative_error):
             assert relative_error(ours.grad, theirs.grad) < 1e-5
         for key, value in together.state_dict().items():
             assert relative_error(value, one_by_one.state_dict()[key]) < 1e-5
+
+
+class Weights(nn.Module):
+    """The sum of all cubed weights, of rows of every kind: long ones, runs, permuted columns."""
+
+    def __init__(self):
+        super().__init__()
+        self.layers = nn.ModuleList(
+            [
+                nn.Linear(136, 35),
+                nn.Linear(35, 3),
+                nn.Conv2d(8, 3, 3).to(memory_format=torch.channels_last),
+                nn.ConvTranspose2d(5, 9, 4),
+                nn.ConvTranspose2d(3, 4, 3),
+            ]
+        )
+
+    def forward(self):
+        return sum(layer.weight.pow(3).sum() for layer in self.layers)
+
+
+def test_every_kind_of_row_comes_out_as_one_by_one(backend, relative_error):
+    together, one_by_one = pair(Weights(), backend=backend)
+    sums = [model() for model in (together, one_by_one)]
+    assert relative_error(*sums) < 1e-5
+    for each in sums:
+        each.backward()
+    for ours, theirs in zip(together.layers, one_by_one.layers, strict=True):
+        grads = [x.parametrizations.weight.original.grad for x in (ours, theirs)]
+        assert relative_error(*grads) < 1e-5
+    for key, value in together.state_dict().items():
+        assert relative_error(value, one_by_one.state_dict()[key]) < 1e-5
 
 
 def test_accesses_between_a_forward_and_its_backward_change_nothing():
