@@ -97,6 +97,7 @@ def foreach_finish(
     scratch_ptr,
     WEIGHT_TYPE: tl.constexpr,
     LAYERS: tl.constexpr,
+    RESCALES: tl.constexpr,
     PERMUTES: tl.constexpr,
     R: tl.constexpr,
     BLOCK: tl.constexpr,
@@ -111,13 +112,15 @@ def foreach_finish(
     programs = tl.cdiv(M, R)
     scratch = scratch_ptr + entry(table_ptr, SCRATCH, layer, LAYERS)
     sigma, t_factor, s_factor = norms(scratch, programs, M, N, VECTOR_BLOCK, SHARE_COLUMNS)
-    weight = entry(table_ptr, WEIGHT, layer, LAYERS).to(tl.pointer_type(WEIGHT_TYPE))
-    weight = tl.multiple_of(weight, 16)
-    out = out_ptr + entry(table_ptr, OUT, layer, LAYERS) * OUT_UNIT
-    whole = multiple(numel, WIDE)
-    divide_block(weight, sigma, out, block, whole, BLOCK)
+    if RESCALES:
+        weight = entry(table_ptr, WEIGHT, layer, LAYERS).to(tl.pointer_type(WEIGHT_TYPE))
+        weight = tl.multiple_of(weight, 16)
+        out = out_ptr + entry(table_ptr, OUT, layer, LAYERS) * OUT_UNIT
+        whole = multiple(numel, WIDE)
+        divide_block(weight, sigma, out, block, whole, BLOCK)
+        if block == 0:
+            divide_block(weight + whole, sigma, out + whole, block, numel - whole, WIDE)
     if block == 0:
-        divide_block(weight + whole, sigma, out + whole, block, numel - whole, WIDE)
         tl.store(state_ptr + layer, sigma)
         tl.store(entry(table_ptr, SIGMA, layer, LAYERS).to(tl.pointer_type(acc)), sigma)
     u = entry(table_ptr, U, layer, LAYERS).to(tl.pointer_type(acc))

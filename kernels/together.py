@@ -69,10 +69,11 @@ class Plan(NamedTuple):
 
 
 def foreach_normalize(calls: Sequence[tuple[Any, ...]]) -> list[Normalized]:
-    """``normalize`` of each, together where one iteration updates live buffers."""
+    """``normalize`` of each, together where as many iterations as of the first update buffers."""
     if launch.is_capturing(calls[0][0].device):
         return [normalize(*call) for call in calls]
-    members = [i for i, call in enumerate(calls) if _joins(*call)]
+    iterations = calls[0][4]
+    members = [i for i, call in enumerate(calls) if call[4] == iterations and _joins(*call)]
     together = _iterate([calls[i] for i in members]) if len(members) > 1 else []
     results = dict(zip(members, together, strict=False))
     return [results[i] if i in results else normalize(*call) for i, call in enumerate(calls)]
@@ -143,11 +144,11 @@ def _joins(
 ) -> bool:
     live = len(buffers) == 3 and buffers[0] is u and buffers[1] is v
     aligned = weight.data_ptr() % 16 == 0 and weight.numel() < 2**31
-    return live and aligned and n_power_iterations == 1 and buffers[2].dtype == u.dtype
+    return live and aligned and n_power_iterations > 0 and buffers[2].dtype == u.dtype
 
 
 def _iterate(calls: Sequence[tuple[Any, ...]]) -> list[Normalized]:
-    weight, _, u, _, _, _, dtype, _ = calls[0]
+    weight, _, u, _, n_power_iterations, _, dtype, _ = calls[0]
     layers = tuple(
         Layer(weight.data_ptr(), u.data_ptr(), v.data_ptr(), buffers[2].data_ptr(), view)
         for weight, view, u, v, _, _, _, buffers in calls
@@ -168,28 +169,30 @@ def _iterate(calls: Sequence[tuple[Any, ...]]) -> list[Normalized]:
     kind = TYPES[weight.dtype]
     power, reduce, finish = ((programs,) for programs in plan.table.programs)
     with launch.on_device_of(weight):
-        foreach_power[power](
-            **arguments,
-            WEIGHT_TYPE=kind,
-            PERMUTES=plan.table.permutes,
-            BLOCK_N=tile.BLOCK_N,
-            num_warps=tile.num_warps,
-        )
-        foreach_reduce[reduce](
-            **arguments,
-            BLOCK=SHARE_COLUMNS,
-            ROWS=SHARE_ROWS,
-            num_warps=warps(SHARE_ROWS * SHARE_COLUMNS, u.element_size(), lanes),
-        )
-        foreach_finish[finish](
-            **arguments,
-            state_ptr=state,
-            WEIGHT_TYPE=kind,
-            BLOCK=ELEMENTWISE_BLOCK,
-            PERMUTES=plan.table.permutes,
-            VECTOR_BLOCK=VECTOR_BLOCK,
-            SHARE_COLUMNS=SHARE_COLUMNS,
-        )
+        for iteration in range(n_power_iterations):
+            foreach_power[power](
+                **arguments,
+                WEIGHT_TYPE=kind,
+                PERMUTES=plan.table.permutes,
+                BLOCK_N=tile.BLOCK_N,
+                num_warps=tile.num_warps,
+            )
+            foreach_reduce[reduce](
+                **arguments,
+                BLOCK=SHARE_COLUMNS,
+                ROWS=SHARE_ROWS,
+                num_warps=warps(SHARE_ROWS * SHARE_COLUMNS, u.element_size(), lanes),
+            )
+            foreach_finish[finish](
+                **arguments,
+                state_ptr=state,
+                WEIGHT_TYPE=kind,
+                RESCALES=iteration == n_power_iterations - 1,
+                BLOCK=ELEMENTWISE_BLOCK,
+                PERMUTES=plan.table.permutes,
+                VECTOR_BLOCK=VECTOR_BLOCK,
+                SHARE_COLUMNS=SHARE_COLUMNS,
+            )
     return [
         (
             # Not views of one tensor: they would share a version counter.

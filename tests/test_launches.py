@@ -63,6 +63,14 @@ def test_a_model_of_any_number_of_layers_is_three_launches_and_two(count):
     assert backward == GRADIENT
 
 
+def test_every_iteration_of_a_model_is_three_launches():
+    options = {"foreach": True, "backend": "triton", "n_power_iterations": 2}
+    model = apply_spectral_norm(Weights(layers(3)), **options)
+    with counted_launches() as forward:
+        model()
+    assert forward == ITERATION * 2
+
+
 def test_each_dtype_has_launches_of_its_own():
     modules = [*layers(4), *(nn.Linear(6, 5 + i, dtype=torch.bfloat16) for i in range(3))]
     model = apply_spectral_norm(Weights(modules), foreach=True, backend="triton")

@@ -146,7 +146,7 @@ def run_every_launcher(
             grad = rescale.rescale(weight, sigma, dtype)
             for grad_sigma in (None, sigma):
                 gradient.rescale_backward(grad, grad_sigma, weight, view, u, v, sigma)
-    together.foreach_normalize([(weight, view, u, v, 1, 1e-12, dtype, (u, v, sigma))] * 3)
+    together.foreach_normalize([(weight, view, u, v, 2, 1e-12, dtype, (u, v, sigma))] * 3)
     for grad_sigma in (None, sigma):
         together.foreach_rescale_backward([(grad, grad_sigma, weight, view, u, v, sigma)] * 3)
 

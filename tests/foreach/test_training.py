@@ -78,8 +78,10 @@ class Weights(nn.Module):
         return sum(layer.weight.pow(3).sum() for layer in self.layers)
 
 
-def test_every_kind_of_row_comes_out_as_one_by_one(backend, relative_error):
-    together, one_by_one = pair(Weights(), backend=backend)
+@pytest.mark.parametrize("n_power_iterations", [1, 3])
+def test_every_kind_of_row_comes_out_as_one_by_one(backend, n_power_iterations, relative_error):
+    options = {"backend": backend, "n_power_iterations": n_power_iterations}
+    together, one_by_one = pair(Weights(), **options)
     sums = [model() for model in (together, one_by_one)]
     assert relative_error(*sums) < 1e-5
     for each in sums:
