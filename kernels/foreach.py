@@ -13,7 +13,6 @@ from .rescale_backward import dot_share, factors, grad_block
 from .table import (
     FIRST,
     GRAD,
-    GRAD_SIGMA,
     M_SIZE,
     N_SIZE,
     OUT,
@@ -183,7 +182,6 @@ def foreach_grad_apply(
     WEIGHT_TYPE: tl.constexpr,
     LAYERS: tl.constexpr,
     PERMUTES: tl.constexpr,
-    HAS_GRAD_SIGMA: tl.constexpr,
     PROGRAMS: tl.constexpr,
     DOT_BLOCK: tl.constexpr,
     R: tl.constexpr,
@@ -198,12 +196,8 @@ def foreach_grad_apply(
     share = tl.load(
         partial_ptr + layer * PROGRAMS + i, mask=i < tl.cdiv(numel, DOT_BLOCK), other=0.0
     )
-    inverse, coefficient = factors(
-        tl.sum(share, axis=0),
-        entry(table_ptr, SIGMA, layer, LAYERS).to(tl.pointer_type(acc)),
-        entry(table_ptr, GRAD_SIGMA, layer, LAYERS).to(tl.pointer_type(acc)),
-        HAS_GRAD_SIGMA,
-    )
+    sigma = entry(table_ptr, SIGMA, layer, LAYERS).to(tl.pointer_type(acc))
+    inverse, coefficient = factors(tl.sum(share, axis=0), sigma)
     grad = entry(table_ptr, GRAD, layer, LAYERS).to(tl.pointer_type(GRAD_TYPE))
     u = entry(table_ptr, U, layer, LAYERS).to(tl.pointer_type(acc))
     v = entry(table_ptr, V, layer, LAYERS).to(tl.pointer_type(acc))

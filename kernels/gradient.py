@@ -16,7 +16,6 @@ from .small import rescale_backward_small
 
 def rescale_backward(
     grad: Tensor,
-    grad_sigma: Tensor | None,
     weight: Tensor,
     view: MatrixView,
     u: Tensor,
@@ -27,13 +26,11 @@ def rescale_backward(
     out = torch.empty_like(weight)
     inputs: dict[str, Any] = {
         "grad_ptr": grad,
-        "grad_sigma_ptr": sigma if grad_sigma is None else grad_sigma,
         "u_ptr": u,
         "v_ptr": v,
         "sigma_ptr": sigma,
         "out_ptr": out,
         "C": view.C,
-        "HAS_GRAD_SIGMA": grad_sigma is not None,
     }
     with launch.on_device_of(weight):
         small = small_tile(view.M, view.N, u.element_size(), launch.warp_size(u.device))

@@ -33,7 +33,6 @@ def grad_dot(
 @triton.jit
 def grad_apply(
     grad_ptr,  # [rows, columns]
-    grad_sigma_ptr,  # [], read where HAS_GRAD_SIGMA
     partial_ptr,  # [programs]
     u_ptr,  # [M]
     v_ptr,  # [N], logical
@@ -47,15 +46,14 @@ def grad_apply(
     Q: tl.constexpr,
     K: tl.constexpr,
     PLAIN: tl.constexpr,
-    HAS_GRAD_SIGMA: tl.constexpr,
     PROGRAMS: tl.constexpr,
     R: tl.constexpr,
     BLOCK_N: tl.constexpr,
 ):
-    """(grad - <grad, W> / sigma u v^T) / sigma + grad_sigma u v^T, in two dimensions of memory."""
+    """(grad - <grad, W> / sigma u v^T) / sigma, in two dimensions of memory."""
     i = tl.arange(0, PROGRAMS)
     inner = tl.sum(tl.load(partial_ptr + i, mask=i < programs, other=0.0), axis=0)
-    inverse, coefficient = factors(inner, sigma_ptr, grad_sigma_ptr, HAS_GRAD_SIGMA)
+    inverse, coefficient = factors(inner, sigma_ptr)
     # Backwards: grad_dot read these blocks last, so they are the likeliest in cache.
     block = tl.num_programs(0) - 1 - tl.program_id(0)
     grad_block(
@@ -90,16 +88,13 @@ def dot_share(grad_ptr, weight_ptr, first, step, numel, acc: tl.constexpr, BLOCK
 
 
 @triton.jit
-def factors(inner, sigma_ptr, grad_sigma_ptr, HAS_GRAD_SIGMA: tl.constexpr):
+def factors(inner, sigma_ptr):
     """What grad - coefficient u v^T is multiplied by, and the coefficient; inner = <grad, W>."""
     estimate = tl.load(sigma_ptr)
     sigma = divisor_of(estimate)
     inverse = reciprocal(sigma)
     # A weight whose sigma is zero was divided by 1, whatever it is.
-    coefficient = tl.where(sigma == estimate, inner * inverse, 0.0)
-    if HAS_GRAD_SIGMA:
-        coefficient -= tl.load(grad_sigma_ptr) * sigma
-    return inverse, coefficient
+    return inverse, tl.where(sigma == estimate, inner * inverse, 0.0)
 
 
 @triton.jit

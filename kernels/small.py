@@ -78,7 +78,6 @@ def normalize_small(
 @triton.jit
 def rescale_backward_small(
     grad_ptr,  # [P, M, Q]
-    grad_sigma_ptr,  # [], read where HAS_GRAD_SIGMA
     weight_ptr,  # [P, M, Q]
     u_ptr,  # [M]
     v_ptr,  # [N], logical
@@ -91,11 +90,10 @@ def rescale_backward_small(
     Q: tl.constexpr,
     K: tl.constexpr,
     PLAIN: tl.constexpr,
-    HAS_GRAD_SIGMA: tl.constexpr,
     BLOCK_M: tl.constexpr,
     BLOCK_N: tl.constexpr,
 ):
-    """(grad - <grad, W> / sigma u v^T) / sigma + grad_sigma u v^T."""
+    """(grad - <grad, W> / sigma u v^T) / sigma."""
     acc = u_ptr.dtype.element_ty
     N = multiple(N, FACTOR)
     m, n = tl.arange(0, BLOCK_M), tl.arange(0, BLOCK_N)
@@ -106,7 +104,7 @@ def rescale_backward_small(
     u = tl.load(u_ptr + m, mask=m < M, other=0.0)
     v = tl.load(v_ptr + logical_column(n, C, K), mask=n < N, other=0.0)
     inner = tl.sum(tl.sum(g * w, axis=1), axis=0)
-    inverse, coefficient = factors(inner, sigma_ptr, grad_sigma_ptr, HAS_GRAD_SIGMA)
+    inverse, coefficient = factors(inner, sigma_ptr)
     grad_weight = (g - coefficient * u[:, None] * v[None, :]) * inverse
     tl.store(out_ptr + offset, grad_weight.to(out_ptr.dtype.element_ty), mask=inside)
 

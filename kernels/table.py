@@ -20,16 +20,15 @@ V = tl.constexpr(2)  # address
 SIGMA = tl.constexpr(3)  # address
 OUT = tl.constexpr(4)  # address, or place in units of OUT_UNIT
 GRAD = tl.constexpr(5)  # address
-GRAD_SIGMA = tl.constexpr(6)  # address, 0 for none
-STATE = tl.constexpr(7)  # place of the fresh u, then v
-SCRATCH = tl.constexpr(8)  # place
-M_SIZE = tl.constexpr(9)
-N_SIZE = tl.constexpr(10)
-Q_SIZE = tl.constexpr(11)
-K_SIZE = tl.constexpr(12)
-C_SIZE = tl.constexpr(13)
-FIRST = tl.constexpr(14)  # and the next two: the layer's first program in each launch
-FIELDS = 17
+STATE = tl.constexpr(6)  # place of the fresh u, then v
+SCRATCH = tl.constexpr(7)  # place
+M_SIZE = tl.constexpr(8)
+N_SIZE = tl.constexpr(9)
+Q_SIZE = tl.constexpr(10)
+K_SIZE = tl.constexpr(11)
+C_SIZE = tl.constexpr(12)
+FIRST = tl.constexpr(13)  # and the next two: the layer's first program in each launch
+FIELDS = 16
 
 OUT_UNIT = tl.constexpr(64)
 WIDE = tl.constexpr(8)  # elements of any dtype that fill 16 bytes
@@ -45,7 +44,6 @@ class Column(NamedTuple):
     sigma: int
     out: int
     grad: int
-    grad_sigma: int
     state: int
     scratch: int
     M: int

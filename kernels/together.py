@@ -81,17 +81,16 @@ def foreach_normalize(calls: Sequence[tuple[Any, ...]]) -> list[Normalized]:
 
 def foreach_rescale_backward(calls: Sequence[tuple[Any, ...]]) -> list[Tensor]:
     """``rescale_backward`` of each."""
-    weight = calls[0][2]
+    weight = calls[0][1]
     grad_types = {call[0].dtype for call in calls}
-    longest = max(call[2].numel() for call in calls)
-    misaligned = any(x.data_ptr() % 16 for call in calls for x in (call[0], call[2]))
+    longest = max(call[1].numel() for call in calls)
+    misaligned = any(x.data_ptr() % 16 for call in calls for x in (call[0], call[1]))
     alike = len(grad_types) == 1 and longest < 2**31 and not misaligned
     if launch.is_capturing(weight.device) or not alike:
         return [rescale_backward(*call) for call in calls]
-    outs = [torch.empty_like(call[2]) for call in calls]
-    zero = calls[0][4].new_zeros(1)
+    outs = [torch.empty_like(call[1]) for call in calls]
     columns = []
-    for (grad, grad_sigma, weight, view, u, v, sigma), out in zip(calls, outs, strict=True):
+    for (grad, weight, view, u, v, sigma), out in zip(calls, outs, strict=True):
         numel = weight.numel()
         blocks = min(ceil_div(numel, DOT_BLOCK), DOT_PROGRAMS)
         column = Column(
@@ -101,7 +100,6 @@ def foreach_rescale_backward(calls: Sequence[tuple[Any, ...]]) -> list[Tensor]:
             sigma=sigma.data_ptr(),
             out=out.data_ptr(),
             grad=grad.data_ptr(),
-            grad_sigma=(zero if grad_sigma is None else grad_sigma).data_ptr(),
             state=0,
             scratch=0,
             **_sizes(view),
@@ -109,7 +107,7 @@ def foreach_rescale_backward(calls: Sequence[tuple[Any, ...]]) -> list[Tensor]:
         )
         columns.append(column)
     table = upload(columns, weight.device)
-    partial = zero.new_empty(table.layers, DOT_PROGRAMS)
+    partial = sigma.new_empty(table.layers, DOT_PROGRAMS)
     arguments = {
         "table_ptr": table.fields,
         "partial_ptr": partial,
@@ -123,7 +121,6 @@ def foreach_rescale_backward(calls: Sequence[tuple[Any, ...]]) -> list[Tensor]:
         foreach_grad_apply[(table.programs[1],)](
             **arguments,
             PERMUTES=table.permutes,
-            HAS_GRAD_SIGMA=any(call[1] is not None for call in calls),
             DOT_BLOCK=DOT_BLOCK,
             R=FOREACH_ROWS,
             BLOCK=ELEMENTWISE_BLOCK,
@@ -228,7 +225,6 @@ def _plan(layers: tuple[Layer, ...], device: torch.device, out_bytes: int, bytes
                 sigma,
                 out=out_size // unit,
                 grad=0,
-                grad_sigma=0,
                 state=state_size,
                 scratch=scratch_size,
                 **_sizes(view),

@@ -124,10 +124,10 @@ def _rescale_backward(
     calls = []
     for i, (_, _, view, dim, u, v, sigma) in enumerate(estimates):
         grad, weight = inputs[2 * i : 2 * i + 2]
-        calls.append((like_weight(grad, weight, view, dim), None, weight, view, u, v, sigma))
-    if len(calls) == 1:
-        return (ops.rescale_backward(*calls[0]),)
-    return tuple(ops.foreach_rescale_backward(calls))
+        calls.append((like_weight(grad, weight, view, dim), weight, view, u, v, sigma))
+    if len(calls) > 1:
+        return tuple(ops.foreach_rescale_backward(calls))
+    return tuple([ops.rescale_backward(*call) for call in calls])
 
 
 class _Sigma(torch.autograd.Function):

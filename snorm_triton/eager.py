@@ -75,24 +75,21 @@ def rescale(weight: Tensor, sigma: Tensor, dtype: torch.dtype) -> Tensor:
 
 def rescale_backward(
     grad: Tensor,
-    grad_sigma: Tensor | None,
     weight: Tensor,
     view: MatrixView,
     u: Tensor,
     v: Tensor,
     sigma: Tensor,
 ) -> Tensor:
-    """``(grad - <grad, W_sn> u v^T) / sigma + grad_sigma u v^T``, for a real weight.
+    """``(grad - <grad, W_sn> u v^T) / sigma``, for a real weight.
 
-    ``grad`` is laid out in memory as the weight; ``grad_sigma`` has shape () or is absent.
+    ``grad`` is laid out in memory as the weight.
     """
     divisor = nonzero(sigma)
     wide_grad = in_dtype_of(grad, u)
     inner = torch.dot(view.flat(in_dtype_of(weight, u)), view.flat(wide_grad))
     # A weight whose sigma is zero was divided by 1, whatever it is.
     coefficient = torch.where(sigma == divisor, -(inner / divisor) / divisor, 0)
-    if grad_sigma is not None:
-        coefficient = coefficient + grad_sigma
     grad_weight = wide_grad / divisor
     _add_outer_(view.operand(grad_weight), coefficient * u, view.columns_to_memory(v))
     return grad_weight.to(weight.dtype)

@@ -65,7 +65,6 @@ def rescale(weight: Tensor, sigma: Tensor, dtype: torch.dtype) -> Tensor:
 
 def rescale_backward(
     grad: Tensor,
-    grad_sigma: Tensor | None,
     weight: Tensor,
     view: MatrixView,
     u: Tensor,
@@ -79,10 +78,8 @@ def rescale_backward(
     if nonzero is sigma:  # a weight whose sigma is zero was divided by 1, whatever it is
         inner = torch.dot(view.flat(in_dtype_of(weight, u)), view.flat(grad)).item()
         coefficient = -inner / divisor / divisor
-    if grad_sigma is not None:
-        coefficient += grad_sigma.item()
-    if isfinite(coefficient) and abs(coefficient) > torch.finfo(u.dtype).max:
-        coefficient = copysign(inf, coefficient)  # as the dtype's own arithmetic would give
+        if isfinite(coefficient) and abs(coefficient) > torch.finfo(u.dtype).max:
+            coefficient = copysign(inf, coefficient)  # as the dtype's own arithmetic would give
     grad, out = view.operand(grad), huge_pages_like(weight, u.dtype)
     out = None if out is None else view.operand(out)
     if grad.ndim == 2:

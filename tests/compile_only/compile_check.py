@@ -144,11 +144,9 @@ def run_every_launcher(
                     weight, view, u, v, n_power_iterations, 1e-12, dtype
                 )
             grad = rescale.rescale(weight, sigma, dtype)
-            for grad_sigma in (None, sigma):
-                gradient.rescale_backward(grad, grad_sigma, weight, view, u, v, sigma)
+            gradient.rescale_backward(grad, weight, view, u, v, sigma)
     together.foreach_normalize([(weight, view, u, v, 2, 1e-12, dtype, (u, v, sigma))] * 3)
-    for grad_sigma in (None, sigma):
-        together.foreach_rescale_backward([(grad, grad_sigma, weight, view, u, v, sigma)] * 3)
+    together.foreach_rescale_backward([(grad, weight, view, u, v, sigma)] * 3)
 
 
 @contextmanager
