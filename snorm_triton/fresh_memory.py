@@ -15,8 +15,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
-# glibc maps every allocation from this size on afresh; smaller ones are soon reused.
-LARGE = 32 * 2**20
+# Some pages of 2 MiB. glibc maps any allocation of 32 MiB afresh, and smaller ones now and then.
+LARGE = 8 * 2**20
 _PAGE = 4096
 _MADV_HUGEPAGE = 14
 

@@ -1,6 +1,8 @@
 """On torch, a training access allocates one tensor of the weight's size forward, one backward."""
 
+import pytest
 import torch
+from torch import nn
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 
@@ -39,3 +41,21 @@ def test_one_weight_sized_allocation_each_way(layer_kind):
         torch.autograd.grad(weight, original, grad)
     assert forward.operations == ["aten.div.Tensor"]
     assert backward.operations in (["aten.addr.default"], ["aten.baddbmm.default"])
+
+
+@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16])
+@pytest.mark.parametrize(
+    "make",
+    [lambda: nn.Linear(700, 800), lambda: nn.ConvTranspose2d(190, 181, 4)],
+    ids=["Linear", "ConvTranspose2d"],
+)
+def test_half_precision_is_never_widened_as_a_whole(make, dtype):
+    layer = spectral_norm(make().to(dtype))
+    original = layer.parametrizations.weight.original
+    grad = torch.randn_like(original)
+    with FreshTensors(original.numel()) as forward:
+        weight = layer.weight
+    with FreshTensors(original.numel()) as backward:
+        torch.autograd.grad(weight, original, grad)
+    assert forward.operations == ["aten.div.Tensor"]
+    assert backward.operations == ["aten.empty_like.default"]

@@ -6,7 +6,7 @@ import pytest
 import torch
 import torch.nn.functional as F
 
-from snorm_triton import reference
+from snorm_triton import host, reference
 from snorm_triton.functional import spectral_normalize, state_dtype
 
 # name: shape, dim, memory format
@@ -70,6 +70,24 @@ def test_forward_and_backward_match_the_reference(layout, dtype, backend, relati
     assert relative_error(ours.v, expected.v) < 10 * sigma_error
     assert ours.weight_sn.dtype == weight.grad.dtype == dtype
     assert ours.weight_sn.stride() == weight.stride()
+
+
+@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16], ids=["float16", "bfloat16"])
+@pytest.mark.parametrize("layout", LAYOUTS)
+def test_half_precision_in_blocks_comes_out_as_in_one_piece(
+    layout, dtype, monkeypatch, relative_error
+):
+    weight, u, v, dim, grad = make_case(layout, dtype)
+    results = []
+    for block in (host._BLOCK, 64):
+        monkeypatch.setattr(host, "_BLOCK", block)
+        ours = spectral_normalize(weight, u, v, dim=dim, backend="torch")
+        (grad_weight,) = torch.autograd.grad(ours.weight_sn, weight, grad)
+        results.append((ours.sigma, ours.u, ours.v, ours.weight_sn, grad_weight))
+    sigma_error, *half_errors = TOLERANCES[dtype]
+    errors = [relative_error(*pair) for pair in zip(*results, strict=True)]
+    assert max(errors[:3]) < sigma_error
+    assert all(error < bound for error, bound in zip(errors[3:], half_errors, strict=True))
 
 
 def test_rows_too_wide_to_hold_on_chip_are_read_in_chunks(backend, relative_error):
