@@ -57,7 +57,8 @@ def means(result: Result) -> str:
     header = ["", "dtype", "rows", *(f"{name} / ours" for name in (NEW, LEGACY, COPY))]
     return f"""## Geometric means
 
-Over the rows of the tables below. Of a model, ours is all weights at once (`foreach=True`).
+Over the rows of the tables below. Of a model, ours is the default of the device: all weights at \
+once on a GPU, each layer by itself on a CPU.
 
 {table(header, lines)}
 """
