@@ -68,21 +68,21 @@ class _Rescale(torch.autograd.Function):
     @staticmethod
     def backward(ctx: Any, *grads: Tensor | None) -> Any:
         used: list[Estimate] = []
-        inputs: list[Tensor] = []
-        for each, grad in zip(ctx.estimates, grads, strict=True):
+        given: list[Tensor] = []
+        for estimate, grad in zip(ctx.estimates, grads, strict=True):
             if grad is not None:
-                if each.weight._version != each.version:
-                    raise RuntimeError(
-                        f"a normalized weight of shape {tuple(each.weight.shape)} has been "
-                        "modified by an inplace operation since the forward whose gradient is "
-                        "computed"
-                    )
-                used.append(each)
-                inputs += grad, each.weight
-        # Where the gradient itself is to be differentiated, it is a node too.
-        compute = _RescaleBackward.apply if torch.is_grad_enabled() else _rescale_backward
-        grad_weights = iter(compute(ctx.ops, used, *inputs))
-        return None, None, None, *[None if grad is None else next(grad_weights) for grad in grads]
+                _check_unmodified(estimate)
+                used.append(estimate)
+                given.append(grad)
+        if torch.is_grad_enabled():  # the gradient itself is to be differentiated
+            weights = [estimate.weight for estimate in used]
+            grad_weights = _RescaleBackward.apply(ctx.ops, used, *given, *weights)
+        else:
+            grad_weights = _rescale_backward(ctx.ops, used, given)
+        if len(used) < len(grads):
+            each = iter(grad_weights)
+            grad_weights = [None if grad is None else next(each) for grad in grads]
+        return None, None, None, *grad_weights
 
 
 class _RescaleBackward(torch.autograd.Function):
@@ -97,37 +97,44 @@ class _RescaleBackward(torch.autograd.Function):
 
     @staticmethod
     def forward(
-        ctx: Any, ops: Operations, estimates: Sequence[Estimate], *inputs: Tensor
+        ctx: Any, ops: Operations, estimates: Sequence[Estimate], *grads_and_weights: Tensor
     ) -> tuple[Tensor, ...]:
         ctx.set_materialize_grads(False)
         ctx.estimates = estimates
-        ctx.save_for_backward(*inputs)
-        return _rescale_backward(ops, estimates, *inputs)
+        ctx.save_for_backward(*grads_and_weights)
+        return tuple(_rescale_backward(ops, estimates, grads_and_weights[: len(estimates)]))
 
     @staticmethod
     def backward(ctx: Any, *grads_out: Tensor | None) -> Any:
-        inputs = iter(ctx.saved_tensors)
-        derivatives: list[Tensor | None] = []
-        for each, grad_out in zip(ctx.estimates, grads_out, strict=True):
-            grad, weight = next(inputs), next(inputs)
-            if grad_out is None:
-                derivatives += None, None
-            else:
-                derivatives += _second_derivatives(grad_out, grad, weight, each)
-        return None, None, *derivatives
+        n = len(grads_out)
+        grads, weights = ctx.saved_tensors[:n], ctx.saved_tensors[n:]
+        result: list[Tensor | None] = [None] * (2 * n)
+        for i, (estimate, grad_out) in enumerate(zip(ctx.estimates, grads_out, strict=True)):
+            if grad_out is not None:
+                derivatives = _second_derivatives(grad_out, grads[i], weights[i], estimate)
+                result[i], result[n + i] = derivatives
+        return None, None, *result
+
+
+def _check_unmodified(estimate: Estimate) -> None:
+    if estimate.weight._version != estimate.version:
+        raise RuntimeError(
+            f"a normalized weight of shape {tuple(estimate.weight.shape)} has been modified by an "
+            "inplace operation since the forward whose gradient is computed"
+        )
 
 
 def _rescale_backward(
-    ops: Operations, estimates: Sequence[Estimate], *inputs: Tensor
-) -> tuple[Tensor, ...]:
-    """The gradients of the weights; ``inputs`` are the G and the W of each in turn."""
-    calls = []
-    for i, (_, _, view, dim, u, v, sigma) in enumerate(estimates):
-        grad, weight = inputs[2 * i : 2 * i + 2]
-        calls.append((like_weight(grad, weight, view, dim), weight, view, u, v, sigma))
+    ops: Operations, estimates: Sequence[Estimate], grads: Sequence[Tensor]
+) -> Sequence[Tensor]:
+    """The gradients of the weights, from those of the normalized weights."""
+    calls = [
+        (like_weight(grad, weight, view, dim), weight, view, u, v, sigma)
+        for grad, (weight, _, view, dim, u, v, sigma) in zip(grads, estimates, strict=True)
+    ]
     if len(calls) > 1:
-        return tuple(ops.foreach_rescale_backward(calls))
-    return tuple([ops.rescale_backward(*call) for call in calls])
+        return ops.foreach_rescale_backward(calls)
+    return [ops.rescale_backward(*call) for call in calls]
 
 
 class _Sigma(torch.autograd.Function):
