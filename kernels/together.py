@@ -69,19 +69,24 @@ class Plan(NamedTuple):
 
 
 def foreach_normalize(calls: Sequence[tuple[Any, ...]]) -> list[Normalized]:
-    """``normalize`` of each, together where as many iterations as of the first update buffers."""
+    """``normalize`` of each, together those that iterate equally often and update buffers."""
     if launch.is_capturing(calls[0][0].device):
         return [normalize(*call) for call in calls]
-    iterations = calls[0][4]
-    members = [i for i, call in enumerate(calls) if call[4] == iterations and _joins(*call)]
-    together = _iterate([calls[i] for i in members]) if len(members) > 1 else []
-    results = dict(zip(members, together, strict=False))
+    alike: dict[int, list[int]] = {}  # by the number of iterations
+    for i, call in enumerate(calls):
+        if _joins(*call):
+            alike.setdefault(call[4], []).append(i)
+    results: dict[int, Normalized] = {}
+    for members in alike.values():
+        if len(members) > 1:
+            together = _iterate([calls[i] for i in members])
+            results.update(zip(members, together, strict=True))
     return [results[i] if i in results else normalize(*call) for i, call in enumerate(calls)]
 
 
 def foreach_rescale_backward(calls: Sequence[tuple[Any, ...]]) -> list[Tensor]:
     """``rescale_backward`` of each."""
-    weight = calls[0][1]
+    grad, weight, _, _, _, sigma = calls[0]
     grad_types = {call[0].dtype for call in calls}
     longest = max(call[1].numel() for call in calls)
     misaligned = any(x.data_ptr() % 16 for call in calls for x in (call[0], call[1]))
@@ -91,8 +96,7 @@ def foreach_rescale_backward(calls: Sequence[tuple[Any, ...]]) -> list[Tensor]:
     outs = [torch.empty_like(call[1]) for call in calls]
     columns = []
     for (grad, weight, view, u, v, sigma), out in zip(calls, outs, strict=True):
-        numel = weight.numel()
-        blocks = min(ceil_div(numel, DOT_BLOCK), DOT_PROGRAMS)
+        blocks = min(ceil_div(weight.numel(), DOT_BLOCK), DOT_PROGRAMS)
         column = Column(
             weight=weight.data_ptr(),
             u=u.data_ptr(),

@@ -150,8 +150,9 @@ def apply_spectral_norm(
     """Normalize the ``weight`` of every layer of a model, but those normalized already, by anyone.
 
     On a GPU the weights are normalized together at the start of the model's forward, in three
-    launches however many they are, and every access during it gets that one result. A weight that
-    changes meanwhile is normalized anew, but a change through ``weight.data`` goes unnoticed.
+    launches for each dtype and power iteration however many they are, and every access during it
+    gets that one result. A weight that changes meanwhile is normalized anew, but a change through
+    ``weight.data`` goes unnoticed.
 
     Args:
         model: any module; itself a candidate.

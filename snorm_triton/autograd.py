@@ -8,7 +8,7 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor
 
-from .dispatch import Operations
+from .dispatch import Operations, without_autocast
 from .eager import nonzero
 from .matrix_view import MatrixView, like_weight
 
@@ -44,7 +44,7 @@ def differentiable_sigma(sigma: Tensor, weight: Tensor, u: Tensor, v: Tensor, di
 def outer(u: Tensor, v: Tensor, shape: torch.Size, dim: int) -> Tensor:
     """``u v^T`` of shape (M, N) folded into the weight's shape."""
     others = [size for axis, size in enumerate(shape) if axis != dim]
-    return torch.outer(u, v).view(-1, *others).movedim(0, dim)
+    return torch.outer(u, v).view(shape[dim], *others).movedim(0, dim)
 
 
 class _Rescale(torch.autograd.Function):
@@ -61,7 +61,8 @@ class _Rescale(torch.autograd.Function):
         ctx.set_materialize_grads(False)
         ctx.ops = ops
         # Kept here rather than with save_for_backward: the node serves many layers, and a backward
-        # through some of them must leave it whole for the others. It holds no memory but u and v.
+        # through some of them must leave it whole for the others. It holds no memory but u, v and
+        # the copy of a weight that is not dense.
         ctx.estimates = estimates
         return tuple(weights_sn)
 
@@ -133,8 +134,8 @@ def _rescale_backward(
         for grad, (weight, _, view, dim, u, v, sigma) in zip(grads, estimates, strict=True)
     ]
     if len(calls) > 1:
-        return ops.foreach_rescale_backward(calls)
-    return [ops.rescale_backward(*call) for call in calls]
+        return without_autocast(calls[0][0].device.type, ops.foreach_rescale_backward, calls)
+    return [without_autocast(call[0].device.type, ops.rescale_backward, *call) for call in calls]
 
 
 class _Sigma(torch.autograd.Function):
@@ -144,7 +145,7 @@ class _Sigma(torch.autograd.Function):
     def forward(ctx: Any, computed: tuple[Tensor, Tensor, Tensor, int], weight: Tensor) -> Tensor:
         sigma, *ctx.direction = computed
         ctx.shape, ctx.dtype = weight.shape, weight.dtype
-        return sigma
+        return sigma.clone()
 
     @staticmethod
     def backward(ctx: Any, grad: Tensor) -> Any:

@@ -7,12 +7,14 @@ from collections.abc import Callable
 from functools import lru_cache
 from importlib.util import find_spec
 from types import ModuleType
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, TypeVar
 
 import torch
 from torch import Tensor
 
 from . import eager, host
+
+R = TypeVar("R")
 
 BACKENDS = ("auto", "triton", "torch")
 ENVIRONMENT_VARIABLE = "SNORM_TRITON_BACKEND"
@@ -86,6 +88,14 @@ def operations(weight: Tensor, backend: str = "auto") -> Operations:
     if select(weight, backend).backend == "triton":
         return _triton_operations()
     return _HOST if host.takes(weight) else _EAGER
+
+
+def without_autocast(device_type: str, operation: Callable[..., R], *args: Any) -> R:
+    """``operation(*args)`` in the dtypes of its arguments, whatever autocast says."""
+    if torch.amp.is_autocast_available(device_type) and torch.is_autocast_enabled(device_type):
+        with torch.autocast(device_type, enabled=False):
+            return operation(*args)
+    return operation(*args)
 
 
 def _one_by_one(operations: ModuleType) -> Operations:

@@ -2,19 +2,17 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from math import prod
-from typing import Any, NamedTuple, TypeVar
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
 
 from .autograd import Estimate, differentiable_sigma, outer, rescaled
-from .dispatch import Operations, operations
+from .dispatch import Operations, operations, without_autocast
 from .eager import in_dtype_of, nonzero
 from .matrix_view import MatrixView, in_matrix_layout
-
-R = TypeVar("R")
 
 BUCKET_BYTES = 25 * 2**20  # of weights; as DistributedDataParallel's buckets of gradients
 
@@ -80,8 +78,8 @@ def spectral_normalize(
     weight_sn, taken_u, taken_v, sigma = normalize(
         Request(
             weight,
-            u.detach().contiguous(),
-            v.detach().contiguous(),
+            u.contiguous(),
+            v.contiguous(),
             dim,
             n_power_iterations,
             eps,
@@ -92,7 +90,8 @@ def spectral_normalize(
     if weight_sn.requires_grad and not sigma.requires_grad:
         sigma = differentiable_sigma(sigma, weight, taken_u, taken_v, dim)
     if n_power_iterations > 0:
-        u, v = taken_u, taken_v
+        # The gradient keeps those it took, whatever becomes of these.
+        u, v = taken_u.clone(), taken_v.clone()
     return SpectralNormalized(weight_sn, u, v, sigma)
 
 
@@ -112,19 +111,23 @@ class Request(NamedTuple):
 
 
 def normalize(request: Request) -> SpectralNormalized:
-    """As :func:`spectral_normalize`; the u and v are those it took, and sigma has no gradient."""
+    """As :func:`spectral_normalize`; u and v are those it took, and sigma of a real weight has no
+    gradient.
+    """
     weight, dim, dtype = request.weight, request.dim, request.dtype
     if weight.numel() == 0:
         u, v = request.u, request.v
         return SpectralNormalized((weight * 1).to(dtype), u, v, u.new_zeros(()))
     ops = operations(weight, request.backend)
     dense, view = in_matrix_layout(weight, dim)
-    if request.sigma is None:
-        call = _call(request, dense, view)
-        weight_sn, u, v, sigma = _without_autocast(weight.device.type, ops.normalize, *call)
-    else:
-        u, v, sigma = request.u.clone(), request.v.clone(), request.sigma.clone()
-        weight_sn = ops.rescale(dense.detach(), sigma, dtype)
+    device = weight.device.type
+    with torch.no_grad():
+        if request.sigma is None:
+            call = _call(request, dense, view)
+            weight_sn, u, v, sigma = without_autocast(device, ops.normalize, *call)
+        else:
+            u, v, sigma = request.u.clone(), request.v.clone(), request.sigma.clone()
+            weight_sn = ops.rescale(dense, sigma, dtype)
     if torch.is_grad_enabled() and weight.requires_grad:
         if weight.is_complex() or torch.compiler.is_compiling():
             weight_sn, sigma = _rescale_in_torch(weight, u, v, dim, dtype)
@@ -152,7 +155,8 @@ def normalize_together(requests: Sequence[Request]) -> list[SpectralNormalized]:
     for (ops, device, _, _), members in groups.items():
         places = [in_matrix_layout(requests[i].weight, requests[i].dim) for i in members]
         calls = [_call(requests[i], *place) for i, place in zip(members, places, strict=True)]
-        outputs = _without_autocast(device.type, ops.foreach_normalize, calls)
+        with torch.no_grad():
+            outputs = without_autocast(device.type, ops.foreach_normalize, calls)
         differentiable = []
         for i, (dense, view), output in zip(members, places, outputs, strict=True):
             results[i] = SpectralNormalized(*output)
@@ -181,17 +185,9 @@ def _buckets(members: Sequence[tuple[int, Estimate]]) -> Iterator[Sequence[tuple
 
 
 def _call(request: Request, dense: Tensor, view: MatrixView) -> tuple[Any, ...]:
-    """The arguments of ``Operations.normalize``, of which no gradient is taken."""
+    """The arguments of ``Operations.normalize``."""
     _, u, v, _, n_power_iterations, eps, dtype, _, buffers, _ = request
-    return dense.detach(), view, u, v, n_power_iterations, eps, dtype, buffers
-
-
-def _without_autocast(device_type: str, operation: Callable[..., R], *args: Any) -> R:
-    """``operation(*args)`` in the dtypes of its arguments, whatever autocast says."""
-    if torch.amp.is_autocast_available(device_type) and torch.is_autocast_enabled(device_type):
-        with torch.autocast(device_type, enabled=False):
-            return operation(*args)
-    return operation(*args)
+    return dense, view, u, v, n_power_iterations, eps, dtype, buffers
 
 
 def l2_normalize(weight: Tensor, eps: float = 1e-12) -> tuple[Tensor, Tensor]:
@@ -251,7 +247,7 @@ def _check(
 def matrix_shape(weight: Tensor, dim: int) -> tuple[int, int]:
     """(M, N) of the weight read as a matrix with its outputs along ``dim``."""
     dim %= weight.ndim
-    return weight.shape[dim], prod(size for axis, size in enumerate(weight.shape) if axis != dim)
+    return weight.shape[dim], prod([size for axis, size in enumerate(weight.shape) if axis != dim])
 
 
 def state_dtype(weight: Tensor) -> torch.dtype:

@@ -140,13 +140,14 @@ class SpectralNormParametrization(nn.Module):
         dtype = state_dtype(weight)
         n_power_iterations, replayed = 0, None
         written: tuple[Tensor, ...] = (sigma,)
-        if torch.compiler.is_compiling():
-            written = ()  # a compiled evaluation is pure
-        elif torch._C._current_graph_task_id() != -1:
+        iterates = self.training or self.power_iter_on_eval
+        if not torch.compiler.is_compiling() and torch._C._current_graph_task_id() != -1:
             # Inside a backward: what was a forward is recomputed, and must not come out otherwise.
-            written, replayed = (), sigma.to(dtype)
-        if (self.training or self.power_iter_on_eval) and replayed is None:
+            written, replayed = (), sigma.to(dtype) if iterates else None
+        elif iterates:
             n_power_iterations, written = self.n_power_iterations, (u, v, sigma)
+        elif torch.compiler.is_compiling():
+            written = ()  # a compiled evaluation is pure
         return Request(
             weight,
             u if u.dtype == dtype else u.to(dtype),
@@ -185,17 +186,20 @@ class SpectralNormParametrization(nn.Module):
             self._sigma.fill_(torch.nan)
 
     def _widen(self, sources: dict[str, Tensor | None]) -> None:
-        """Where a buffer has become half precision, take it from ``sources`` in float32 instead."""
+        """Where a buffer has become half precision, take it from ``sources`` in float32 instead.
+
+        Contiguous in any case: a state dict that is assigned may hold columns of a matrix.
+        """
         if self._sigma.is_complex():
             self._sigma = self._sigma.real.contiguous()
-        if not self.stable_fp32:
-            return
         for name, buffer in self._buffers.items():
             source = sources[name]
-            if buffer is not None and source is not None:
-                dtype = torch.promote_types(buffer.dtype, torch.float32)
-                if dtype != buffer.dtype:
-                    self._buffers[name] = source.to(buffer.device, dtype)
+            if buffer is None or source is None:
+                continue
+            dtype = torch.promote_types(buffer.dtype, torch.float32)
+            if self.stable_fp32 and dtype != buffer.dtype:
+                buffer = source.to(buffer.device, dtype)
+            self._buffers[name] = buffer.contiguous()
 
 
 class SpectralNormList(ParametrizationList):

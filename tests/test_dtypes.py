@@ -72,10 +72,15 @@ def test_autocast_leaves_the_estimate_alone(backend):
     layer = spectral_norm(nn.ConvTranspose2d(4, 5, 3), backend=backend)
     twin = spectral_norm(nn.ConvTranspose2d(4, 5, 3), backend=backend)
     twin.load_state_dict(layer.state_dict())
+    original, twin_original = (x.parametrizations.weight.original for x in (layer, twin))
+    grad = torch.randn_like(original)
     with torch.autocast(layer.bias.device.type, torch.bfloat16):
         weight = layer.weight
+        (grad_weight,) = torch.autograd.grad(weight, original, grad)
     assert weight.dtype == torch.float32
-    assert torch.equal(weight, twin.weight)
+    expected = twin.weight
+    assert torch.equal(weight, expected)
+    assert torch.equal(grad_weight, torch.autograd.grad(expected, twin_original, grad)[0])
 
 
 @pytest.mark.filterwarnings("ignore:Complex modules are a new feature:UserWarning")

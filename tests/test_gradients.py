@@ -113,3 +113,31 @@ def test_a_frozen_weight_keeps_no_graph(backend):
         assert not layer.weight.requires_grad
     layer.requires_grad_(False)
     assert not layer.weight.requires_grad
+
+
+def test_a_differentiable_gradient_may_be_changed_in_place(backend):
+    weight = torch.randn(5, 4, requires_grad=True)
+    ours = spectral_normalize(weight, torch.randn(5), torch.randn(4), backend=backend)
+    loss = ours.weight_sn.square().sum() + ours.sigma
+    (grad,) = torch.autograd.grad(loss, weight, create_graph=True)
+    assert torch.equal(grad.detach() * 2, grad.mul_(2))
+
+
+def test_what_becomes_of_the_results_does_not_matter_to_the_gradient(backend):
+    weight, u, v = torch.randn(5, 4, requires_grad=True), torch.randn(5), torch.randn(4)
+    gradients = []
+    for factor in (1, 3):
+        ours = spectral_normalize(weight, u, v, backend=backend)
+        for result in (ours.u, ours.v, ours.sigma.detach()):
+            result.mul_(factor)
+        gradients += torch.autograd.grad(ours.weight_sn.pow(3).sum(), weight)
+    assert torch.equal(*gradients)
+
+
+def test_buffers_that_require_a_gradient_get_none(backend):
+    layer = spectral_norm(nn.Linear(5, 4), backend=backend)
+    named = [*layer.named_parameters(), *layer.named_buffers()]
+    state = {name: tensor.detach().clone().requires_grad_() for name, tensor in named}
+    functional_call(layer, state, (torch.randn(2, 5),)).sum().backward()
+    assert state["parametrizations.weight.original"].grad is not None
+    assert all(state[name].grad is None for name, _ in layer.named_buffers())

@@ -71,6 +71,15 @@ def test_every_iteration_of_a_model_is_three_launches():
     assert forward == ITERATION * 2
 
 
+@pytest.mark.parametrize("alone", [0, -1], ids=["first", "last"])
+def test_a_layer_in_evaluation_leaves_the_others_together(alone):
+    model = apply_spectral_norm(Weights(layers(4)), foreach=True, backend="triton")
+    model.layers[alone].eval()
+    with counted_launches() as forward:
+        model()
+    assert sorted(forward) == sorted([*ITERATION, "normalize_small"])
+
+
 def test_each_dtype_has_launches_of_its_own():
     modules = [*layers(4), *(nn.Linear(6, 5 + i, dtype=torch.bfloat16) for i in range(3))]
     model = apply_spectral_norm(Weights(modules), foreach=True, backend="triton")

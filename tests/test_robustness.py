@@ -274,3 +274,18 @@ def test_nothing_depends_on_a_value_on_the_host():
         _ = layer.eval().weight
         with pytest.raises(DataDependentOutputException):
             layer.weight.sum().item()
+
+
+def test_a_state_assigned_as_columns_of_a_matrix(backend):
+    layer, twin = (spectral_norm(nn.Linear(7, 5), backend=backend) for _ in range(2))
+    state = twin.state_dict()
+    columns = {"_u": torch.randn(5, 2), "_v": torch.randn(7, 2)}
+    for name, matrix in columns.items():
+        key = f"parametrizations.weight.0.{name}"
+        matrix[:, 0] = state[key]
+        state[key] = matrix[:, 0]
+    beside = {name: matrix[:, 1].clone() for name, matrix in columns.items()}
+    layer.load_state_dict(state, assign=True)
+    assert torch.equal(layer.weight, twin.weight)
+    for name, matrix in columns.items():
+        assert torch.equal(matrix[:, 1], beside[name])

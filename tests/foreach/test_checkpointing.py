@@ -87,3 +87,19 @@ def test_a_recomputation_inside_a_forward_leaves_what_was_prepared_alone(use_ree
     before = state_of(model.last)
     model(x, lambda: earlier.sum().backward()).sum().backward()
     assert iterations(model.last, before) == 1
+
+
+@pytest.mark.parametrize("use_reentrant", [True, False])
+def test_an_evaluated_layer_recomputes_with_averaged_vectors_too(use_reentrant):
+    layer = normalized(Model(), foreach=False).first.eval()
+    parametrization = layer.parametrizations.weight[0]
+    parametrization._u.mul_(0.5)
+    parametrization._v.mul_(0.5)
+    inputs = [torch.ones(3, 6, requires_grad=True) for _ in range(2)]
+    original = layer.parametrizations.weight.original
+    grads = []
+    for output in (checkpoint(layer, inputs[0], use_reentrant=use_reentrant), layer(inputs[1])):
+        layer.zero_grad()
+        output.square().sum().backward()
+        grads.append(original.grad)
+    assert torch.equal(*grads)
