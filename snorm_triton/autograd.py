@@ -8,7 +8,7 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor
 
-from .dispatch import Operations, without_autocast
+from .dispatch import Operations
 from .eager import nonzero
 from .matrix_view import MatrixView, like_weight
 
@@ -103,7 +103,9 @@ class _RescaleBackward(torch.autograd.Function):
         ctx.set_materialize_grads(False)
         ctx.estimates = estimates
         ctx.save_for_backward(*grads_and_weights)
-        return tuple(_rescale_backward(ops, estimates, grads_and_weights[: len(estimates)]))
+        grad_weights = _rescale_backward(ops, estimates, grads_and_weights[: len(estimates)])
+        # A view that a node returns could not be changed in place.
+        return tuple([grad_weight.detach() for grad_weight in grad_weights])
 
     @staticmethod
     def backward(ctx: Any, *grads_out: Tensor | None) -> Any:
@@ -134,8 +136,8 @@ def _rescale_backward(
         for grad, (weight, _, view, dim, u, v, sigma) in zip(grads, estimates, strict=True)
     ]
     if len(calls) > 1:
-        return without_autocast(calls[0][0].device.type, ops.foreach_rescale_backward, calls)
-    return [without_autocast(call[0].device.type, ops.rescale_backward, *call) for call in calls]
+        return ops.foreach_rescale_backward(calls)
+    return [ops.rescale_backward(*call) for call in calls]
 
 
 class _Sigma(torch.autograd.Function):

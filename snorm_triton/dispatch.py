@@ -7,17 +7,16 @@ from collections.abc import Callable
 from functools import lru_cache
 from importlib.util import find_spec
 from types import ModuleType
-from typing import Any, NamedTuple, TypeVar
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
 
 from . import eager, host
 
-R = TypeVar("R")
-
 BACKENDS = ("auto", "triton", "torch")
 ENVIRONMENT_VARIABLE = "SNORM_TRITON_BACKEND"
+DEFAULT_BACKEND = os.environ.get(ENVIRONMENT_VARIABLE, "")
 
 _TRITON_DEVICES = ("cuda", "xpu")  # ROCm tensors say cuda
 _TRITON_DTYPES = (torch.float32, torch.float16, torch.bfloat16, torch.float64)
@@ -50,21 +49,21 @@ def select(weight: Tensor, backend: str = "auto") -> Choice:
     Args:
         weight: the weight to normalize, any shape.
         backend: ``"triton"`` or ``"torch"`` to ask for one by name; ``"auto"`` takes the
-            environment variable ``SNORM_TRITON_BACKEND`` where it is set, else Triton wherever it
-            can run.
+            environment variable ``SNORM_TRITON_BACKEND`` where it was set at import, else Triton
+            wherever it can run.
 
     Raises:
         ValueError: ``backend`` is not one of ``BACKENDS``, or is ``"triton"`` and cannot run here.
     """
     if backend not in BACKENDS:
         raise ValueError(f"backend must be one of {', '.join(BACKENDS)}, got {backend!r}")
-    default = os.environ.get(ENVIRONMENT_VARIABLE) if backend == "auto" else None
+    default = DEFAULT_BACKEND if backend == "auto" else ""
     return _select(weight.device, weight.dtype, weight.ndim == 1, backend, default)
 
 
 @lru_cache(maxsize=256)
 def _select(
-    device: torch.device, dtype: torch.dtype, is_vector: bool, backend: str, default: str | None
+    device: torch.device, dtype: torch.dtype, is_vector: bool, backend: str, default: str
 ) -> Choice:
     source = "backend"
     if backend == "auto" and default:
@@ -88,14 +87,6 @@ def operations(weight: Tensor, backend: str = "auto") -> Operations:
     if select(weight, backend).backend == "triton":
         return _triton_operations()
     return _HOST if host.takes(weight) else _EAGER
-
-
-def without_autocast(device_type: str, operation: Callable[..., R], *args: Any) -> R:
-    """``operation(*args)`` in the dtypes of its arguments, whatever autocast says."""
-    if torch.amp.is_autocast_available(device_type) and torch.is_autocast_enabled(device_type):
-        with torch.autocast(device_type, enabled=False):
-            return operation(*args)
-    return operation(*args)
 
 
 def _one_by_one(operations: ModuleType) -> Operations:

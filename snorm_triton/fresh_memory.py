@@ -21,14 +21,15 @@ _PAGE = 4096
 _MADV_HUGEPAGE = 14
 
 
-def empty_like(tensor: Tensor, dtype: torch.dtype) -> Tensor:
-    """``torch.empty_like`` of a dense CPU tensor."""
-    fresh = torch.empty_like(tensor, dtype=dtype)
+def huge_pages_like(tensor: Tensor, dtype: torch.dtype) -> Tensor | None:
+    """Memory for a result laid out as the dense ``tensor``; None where torch's own is as good."""
     size = tensor.numel() * dtype.itemsize
-    if size >= LARGE and (madvise := _madvise()) is not None:
-        start = -(-fresh.data_ptr() // _PAGE) * _PAGE
-        # It is advice: where the system does not take it, the pages stay small.
-        madvise(start, (fresh.data_ptr() + size - start) // _PAGE * _PAGE, _MADV_HUGEPAGE)
+    if size < LARGE or (madvise := _madvise()) is None:
+        return None
+    fresh = torch.empty_like(tensor, dtype=dtype)
+    start = -(-fresh.data_ptr() // _PAGE) * _PAGE
+    # It is advice: where the system does not take it, the pages stay small.
+    madvise(start, (fresh.data_ptr() + size - start) // _PAGE * _PAGE, _MADV_HUGEPAGE)
     return fresh
 
 

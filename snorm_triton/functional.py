@@ -2,17 +2,19 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from math import prod
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, TypeVar
 
 import torch
 from torch import Tensor
 
 from .autograd import Estimate, differentiable_sigma, outer, rescaled
-from .dispatch import Operations, operations, without_autocast
+from .dispatch import Operations, operations
 from .eager import in_dtype_of, nonzero
 from .matrix_view import MatrixView, in_matrix_layout
+
+R = TypeVar("R")
 
 BUCKET_BYTES = 25 * 2**20  # of weights; as DistributedDataParallel's buckets of gradients
 
@@ -78,8 +80,8 @@ def spectral_normalize(
     weight_sn, taken_u, taken_v, sigma = normalize(
         Request(
             weight,
-            u.contiguous(),
-            v.contiguous(),
+            u.detach().contiguous(),
+            v.detach().contiguous(),
             dim,
             n_power_iterations,
             eps,
@@ -120,14 +122,12 @@ def normalize(request: Request) -> SpectralNormalized:
         return SpectralNormalized((weight * 1).to(dtype), u, v, u.new_zeros(()))
     ops = operations(weight, request.backend)
     dense, view = in_matrix_layout(weight, dim)
-    device = weight.device.type
-    with torch.no_grad():
-        if request.sigma is None:
-            call = _call(request, dense, view)
-            weight_sn, u, v, sigma = without_autocast(device, ops.normalize, *call)
-        else:
-            u, v, sigma = request.u.clone(), request.v.clone(), request.sigma.clone()
-            weight_sn = ops.rescale(dense, sigma, dtype)
+    if request.sigma is None:
+        call = _call(request, dense, view)
+        weight_sn, u, v, sigma = _without_autocast(weight.device.type, ops.normalize, *call)
+    else:
+        u, v, sigma = request.u.clone(), request.v.clone(), request.sigma.clone()
+        weight_sn = ops.rescale(dense.detach(), sigma, dtype)
     if torch.is_grad_enabled() and weight.requires_grad:
         if weight.is_complex() or torch.compiler.is_compiling():
             weight_sn, sigma = _rescale_in_torch(weight, u, v, dim, dtype)
@@ -155,8 +155,7 @@ def normalize_together(requests: Sequence[Request]) -> list[SpectralNormalized]:
     for (ops, device, _, _), members in groups.items():
         places = [in_matrix_layout(requests[i].weight, requests[i].dim) for i in members]
         calls = [_call(requests[i], *place) for i, place in zip(members, places, strict=True)]
-        with torch.no_grad():
-            outputs = without_autocast(device.type, ops.foreach_normalize, calls)
+        outputs = _without_autocast(device.type, ops.foreach_normalize, calls)
         differentiable = []
         for i, (dense, view), output in zip(members, places, outputs, strict=True):
             results[i] = SpectralNormalized(*output)
@@ -185,9 +184,17 @@ def _buckets(members: Sequence[tuple[int, Estimate]]) -> Iterator[Sequence[tuple
 
 
 def _call(request: Request, dense: Tensor, view: MatrixView) -> tuple[Any, ...]:
-    """The arguments of ``Operations.normalize``."""
+    """The arguments of ``Operations.normalize``, of which no gradient is taken."""
     _, u, v, _, n_power_iterations, eps, dtype, _, buffers, _ = request
-    return dense, view, u, v, n_power_iterations, eps, dtype, buffers
+    return dense.detach(), view, u, v, n_power_iterations, eps, dtype, buffers
+
+
+def _without_autocast(device_type: str, operation: Callable[..., R], *args: Any) -> R:
+    """``operation(*args)`` in the dtypes of its arguments, whatever autocast says."""
+    if torch.amp.is_autocast_available(device_type) and torch.is_autocast_enabled(device_type):
+        with torch.autocast(device_type, enabled=False):
+            return operation(*args)
+    return operation(*args)
 
 
 def l2_normalize(weight: Tensor, eps: float = 1e-12) -> tuple[Tensor, Tensor]:

@@ -17,7 +17,7 @@ from torch.nn import Parameter
 
 from . import eager
 from .eager import in_dtype_of
-from .fresh_memory import empty_like
+from .fresh_memory import huge_pages_like
 from .matrix_view import MatrixView
 
 # A sum of squares between these lost nothing that counts to under- or overflow, in any dtype.
@@ -64,7 +64,7 @@ def rescale(weight: Tensor, sigma: Tensor, dtype: torch.dtype) -> Tensor:
     if weight.dtype != dtype:
         weight = in_dtype_of(weight, sigma)
     # Half precision over a float32 scalar is divided in float32 and rounded once.
-    weight_sn = torch.div(weight, _nonzero(sigma), out=empty_like(weight, weight.dtype))
+    weight_sn = torch.div(weight, _nonzero(sigma), out=huge_pages_like(weight, weight.dtype))
     return weight_sn if weight_sn.dtype == dtype else weight_sn.to(dtype)
 
 
@@ -80,12 +80,15 @@ def rescale_backward(
         coefficient = -inner / divisor / divisor
         if isfinite(coefficient) and abs(coefficient) > torch.finfo(u.dtype).max:
             coefficient = copysign(inf, coefficient)  # as the dtype's own arithmetic would give
-    in_one_piece = grad.dtype == weight.dtype == u.dtype
-    result = empty_like(weight, u.dtype if in_one_piece else dtype)
-    operand, into, beta = view.operand(grad), view.operand(result), 1 / divisor
-    if in_one_piece:
-        _add_outer(operand, u, v, beta, coefficient, out=into)
+    operand, beta = view.operand(grad), 1 / divisor
+    if grad.dtype == weight.dtype == u.dtype:
+        out = huge_pages_like(weight, u.dtype)
+        into = None if out is None else view.operand(out)
+        result = _add_outer(operand, u, v, beta, coefficient, into)
+        result = result.as_strided(weight.size(), weight.stride())
         return result if result.dtype == dtype else result.to(dtype)
+    result = torch.empty_like(weight, dtype=dtype)
+    into = view.operand(result)
     for rows, block in _row_blocks(operand, u.dtype):
         into[..., rows, :] = _add_outer(block, u[rows], v, beta, coefficient)
     return result
@@ -130,6 +133,8 @@ def _add_outer(
         return torch.addr(operand, u, v, beta=beta, alpha=alpha, out=out)
     P, M, Q = operand.shape
     u, v = u.view(1, M, 1).expand(P, M, 1), v.view(P, 1, Q)
+    if out is None:  # autocast, which a backward may be under, leaves alone what is told where to
+        out = operand.new_empty(P, M, Q)
     return torch.baddbmm(operand, u, v, beta=beta, alpha=alpha, out=out)
 
 

@@ -88,7 +88,8 @@ def like_weight(tensor: Tensor, weight: Tensor, view: MatrixView, dim: int) -> T
     """``tensor`` laid out in memory as the dense ``weight`` is: itself where it already is."""
     if tensor.layout != torch.strided:  # of a sparse Embedding
         tensor = tensor.to_dense()
-    tensor = tensor.resolve_conj().resolve_neg()
+    if tensor.is_neg():
+        tensor = tensor.resolve_neg()
     if tensor.stride() == weight.stride() or matrix_view(tensor, dim) == view:
         return tensor
     return torch.empty_like(weight, dtype=tensor.dtype).copy_(tensor)

@@ -137,6 +137,8 @@ class SpectralNormParametrization(nn.Module):
         """What an access to ``weight`` computes now, and the buffers that it overwrites."""
         buffers: Any = self._buffers  # read past Module's attribute lookup
         u, v, sigma = buffers["_u"], buffers["_v"], buffers["_sigma"]
+        if u.requires_grad or v.requires_grad or sigma.requires_grad:  # given by functional_call
+            u, v, sigma = u.detach(), v.detach(), sigma.detach()
         dtype = state_dtype(weight)
         n_power_iterations, replayed = 0, None
         written: tuple[Tensor, ...] = (sigma,)

@@ -1,5 +1,9 @@
 """apply, remove, sigmas, backend_report and the wrapper."""
 
+import os
+import subprocess
+import sys
+
 import pytest
 import torch
 from torch import nn
@@ -136,6 +140,14 @@ def test_the_backend_report_says_why():
         assert name in sigmas(model)
         assert backend == "torch"
         assert "CPU" in reason
+
+
+def test_the_environment_sets_the_default_backend():
+    script = "import torch, snorm_triton.dispatch as d; print(*d.select(torch.ones(2, 2)))"
+    environment = os.environ | {"SNORM_TRITON_BACKEND": "torch"}
+    command = [sys.executable, "-W", "ignore", "-c", script]
+    run = subprocess.run(command, env=environment, capture_output=True, text=True, check=True)
+    assert run.stdout == "torch asked for by SNORM_TRITON_BACKEND\n"
 
 
 def test_the_backend_report_names_a_copy():

@@ -9,6 +9,7 @@ from torch.nn.utils import parametrizations, parametrize
 from snorm_triton import (
     apply_spectral_norm,
     backend_report,
+    dispatch,
     remove_spectral_norm,
     sigmas,
     spectral_norm,
@@ -113,10 +114,10 @@ def test_the_triton_backend_says_why_it_cannot_run_here(monkeypatch):
         spectral_norm(layer, backend="triton")
     with pytest.raises(ValueError, match=r"cannot run: .*1-D"):
         spectral_norm(layer, "bias", backend="triton")
-    monkeypatch.setenv("SNORM_TRITON_BACKEND", "triton")
+    monkeypatch.setattr(dispatch, "DEFAULT_BACKEND", "triton")
     with pytest.raises(ValueError, match="SNORM_TRITON_BACKEND='triton' cannot run"):
         spectral_norm(layer)
-    monkeypatch.setenv("SNORM_TRITON_BACKEND", "metal")
+    monkeypatch.setattr(dispatch, "DEFAULT_BACKEND", "metal")
     with pytest.raises(ValueError, match="SNORM_TRITON_BACKEND must be one of"):
         spectral_norm(layer)
     assert not parametrize.is_parametrized(layer)
