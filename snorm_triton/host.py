@@ -10,6 +10,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from math import copysign, inf, isfinite
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -20,9 +21,8 @@ from .eager import in_dtype_of
 from .fresh_memory import huge_pages_like
 from .matrix_view import MatrixView
 
-# A sum of squares between these lost nothing that counts to under- or overflow, in any dtype.
-_SAFE_SQUARES = 2.0**-60, 2.0**60
-_BLOCK = 2**18  # elements widened at a time: 1 MiB of float32
+_BLOCK = 2**18  # elements taken at a time: 1 MiB of float32 stays in a processor's own cache
+_CACHE = 32 * 2**20  # bytes that the processors' shared cache may hold
 
 
 def takes(weight: Tensor) -> bool:
@@ -89,8 +89,8 @@ def rescale_backward(
         return result if result.dtype == dtype else result.to(dtype)
     result = torch.empty_like(weight, dtype=dtype)
     into = view.operand(result)
-    for rows, block in _row_blocks(operand, u.dtype):
-        into[..., rows, :] = _add_outer(block, u[rows], v, beta, coefficient)
+    for at, rows, columns in _blocks(operand):
+        into[at] = _add_outer(operand[at].to(u.dtype), u[rows], v[columns], beta, coefficient)
     return result
 
 
@@ -100,9 +100,7 @@ def _power_step(
     """As :func:`snorm_triton.eager.power_step`, v in memory column order."""
     sigma, moved = u, False
     for _ in range(n_power_iterations):
-        t = _matvec(operand, v)
-        t.div_(_nonzero(_norm(t)))
-        s = _matvec_transposed(operand, t)
+        t, s = _products(operand, v)
         sigma = _norm(s)
         if not 0 < sigma.item() < inf:
             break
@@ -110,18 +108,40 @@ def _power_step(
     return (u, v, sigma) if moved else (u.clone(), v.clone(), sigma)
 
 
+def _products(operand: Tensor, v: Tensor) -> tuple[Tensor, Tensor]:
+    """t = W v, made a unit vector, and s = W^T t."""
+    is_long = operand.dtype != v.dtype or operand.nbytes > _CACHE
+    if is_long and operand.ndim == 2 and operand.is_contiguous():
+        # Both products of a block of rows while it is in cache: W is read once.
+        t, s = v.new_empty(len(operand)), torch.zeros_like(v)
+        for at, rows, _ in _blocks(operand):
+            block = operand[at].to(v.dtype)
+            torch.mv(block, v, out=t[rows])
+            s.addmv_(block.mT, t[rows])
+        length = torch.dot(t, t)
+        if _is_safe(length) and _is_safe(torch.dot(s, s)):
+            length.sqrt_()
+            return t.div_(length), s.div_(length)
+    t = _matvec(operand, v)
+    t.div_(_nonzero(_norm(t)))
+    return t, _matvec_transposed(operand, t)
+
+
 def _matvec(operand: Tensor, v: Tensor) -> Tensor:
     if operand.dtype == v.dtype:
         return eager.matvec(operand, v)
-    return torch.cat([eager.matvec(block, v) for _, block in _row_blocks(operand, v.dtype)])
+    t = v.new_zeros(operand.shape[-2])
+    for at, rows, columns in _blocks(operand):
+        t[rows] += eager.matvec(operand[at].to(v.dtype), v[columns])
+    return t
 
 
 def _matvec_transposed(operand: Tensor, u: Tensor) -> Tensor:
     if operand.dtype == u.dtype:
         return eager.matvec_transposed(operand, u)
-    s = operand.new_zeros(operand.numel() // len(u), dtype=u.dtype)
-    for rows, block in _row_blocks(operand, u.dtype):
-        s += eager.matvec_transposed(block, u[rows])
+    s = u.new_zeros(operand.numel() // len(u))
+    for at, rows, columns in _blocks(operand):
+        s[columns] += eager.matvec_transposed(operand[at].to(u.dtype), u[rows])
     return s
 
 
@@ -152,20 +172,30 @@ def _widened(tensor: Tensor, dtype: torch.dtype) -> Tensor:
     return tensor.to(dtype)
 
 
-def _row_blocks(operand: Tensor, dtype: torch.dtype) -> Iterator[tuple[slice, Tensor]]:
-    """Neighbouring rows of W, and W of these rows in ``dtype``."""
-    M = operand.shape[-2]
-    at_once = max(1, _BLOCK * M // operand.numel())
-    for start in range(0, M, at_once):
-        rows = slice(start, start + at_once)
-        yield rows, operand[..., rows, :].to(dtype)
+def _blocks(operand: Tensor) -> Iterator[tuple[Any, slice, slice]]:
+    """Parts of W that are neighbours in memory: where in the operand, which rows and columns."""
+    axis, everything = 0 if operand.is_contiguous() else 1, slice(None)
+    size = operand.shape[axis]
+    at_once = max(1, _BLOCK * size // operand.numel())
+    for start in range(0, size, at_once):
+        part = slice(start, start + at_once)
+        if operand.ndim == 3:  # (P, M, Q)
+            Q = operand.shape[2]
+            yield part, everything, slice(start * Q, (start + at_once) * Q)
+        elif axis == 0:
+            yield part, part, everything
+        else:
+            yield (everything, part), everything, part
 
 
 def _norm(x: Tensor) -> Tensor:
     square = torch.dot(x, x)
-    if _SAFE_SQUARES[0] < square.item() < _SAFE_SQUARES[1]:
-        return square.sqrt_()
-    return eager.norm(x).to(x.dtype)
+    return square.sqrt_() if _is_safe(square) else eager.norm(x).to(x.dtype)
+
+
+def _is_safe(square: Tensor) -> bool:
+    """Whether a sum of squares lost nothing that counts to under- or overflow, in any dtype."""
+    return 2.0**-60 < square.item() < 2.0**60
 
 
 def _nonzero(sigma: Tensor) -> Tensor:
