@@ -33,12 +33,14 @@ def rescaled(
 ) -> tuple[Tensor, ...]:
     """``weights_sn``, each W / sigma, made differentiable in W by one node: u and v constant."""
     weights = [estimate.weight for estimate in estimates]
-    return _Rescale.apply(ops, estimates, weights_sn, *weights)  # type: ignore[no-any-return]
+    outputs: tuple[Tensor, ...] = _Rescale.apply(ops, estimates, weights_sn, *weights)
+    return outputs
 
 
 def differentiable_sigma(sigma: Tensor, weight: Tensor, u: Tensor, v: Tensor, dim: int) -> Tensor:
     """``sigma`` = u^T W v, made differentiable in W, u and v held constant."""
-    return _Sigma.apply((sigma, u, v, dim), weight)  # type: ignore[no-any-return]
+    output: Tensor = _Sigma.apply((sigma, u, v, dim), weight)
+    return output
 
 
 def outer(u: Tensor, v: Tensor, shape: torch.Size, dim: int) -> Tensor:

@@ -213,7 +213,8 @@ class SpectralNormList(ParametrizationList):
     def forward(self) -> Tensor:
         """The tensor, parametrized."""
         if len(self._modules) == 1 and self.is_tensor:
-            return self._modules["0"](self.original)  # type: ignore[no-any-return]
+            parametrized: Tensor = self._modules["0"](self.original)
+            return parametrized
         return super().forward()
 
 
