@@ -85,7 +85,8 @@ def rescale_backward(
         out = huge_pages_like(weight, u.dtype)
         into = None if out is None else view.operand(out)
         result = _add_outer(operand, u, v, beta, coefficient, into)
-        result = result.as_strided(weight.size(), weight.stride())
+        if result.shape != weight.shape or result.stride() != weight.stride():
+            result = result.as_strided(weight.size(), weight.stride())
         return result if result.dtype == dtype else result.to(dtype)
     result = torch.empty_like(weight, dtype=dtype)
     into = view.operand(result)

@@ -57,6 +57,8 @@ class MatrixView:
         A view, for the matrix products of a library.
         """
         if self.P == 1:
+            if weight.shape == (self.M, self.Q) and weight.is_contiguous():
+                return weight
             return weight.as_strided((self.M, self.Q), (self.Q, 1))
         if self.Q == 1:
             return weight.as_strided((self.M, self.P), (1, self.M))
