@@ -11,7 +11,7 @@ TRAFFIC_ARGS :=
 DEMO_ARGS :=
 
 .DEFAULT_GOAL := help
-.PHONY: help demo test lint compile-check traffic bench bench-compare gpu clean given-python
+.PHONY: help demo test compatibility lint compile-check traffic bench bench-compare gpu clean given-python
 
 ifeq ($(origin PYTHON),file)
 READY := $(VENV)/.installed
@@ -45,6 +45,9 @@ demo: $(READY)  ## train a small SN-ResNet GAN on handwritten digits and draw wh
 test: $(READY)  ## the CPU tests, then the kernels under Triton's interpreter
 	$(PYTEST_PARALLEL)
 	TRITON_INTERPRET=1 $(PYTEST_PARALLEL) -m interpreted
+
+compatibility: $(READY)  ## docs/compatibility.md, written by the tests that it names
+	$(PYTEST_PARALLEL) tests/compatibility --compatibility docs/compatibility.md
 
 lint: $(READY)  ## ruff check, ruff format --check, mypy
 	$(PYTHON) -m ruff check .
