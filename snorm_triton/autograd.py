@@ -81,7 +81,7 @@ class _Rescale(torch.autograd.Function):
             weights = [estimate.weight for estimate in used]
             grad_weights = _RescaleBackward.apply(ctx.ops, used, *given, *weights)
         else:
-            grad_weights = _rescale_backward(ctx.ops, used, given)
+            grad_weights = rescale_backward(ctx.ops, used, given)
         if len(used) < len(grads):
             each = iter(grad_weights)
             grad_weights = [None if grad is None else next(each) for grad in grads]
@@ -105,7 +105,7 @@ class _RescaleBackward(torch.autograd.Function):
         ctx.set_materialize_grads(False)
         ctx.estimates = estimates
         ctx.save_for_backward(*grads_and_weights)
-        grad_weights = _rescale_backward(ops, estimates, grads_and_weights[: len(estimates)])
+        grad_weights = rescale_backward(ops, estimates, grads_and_weights[: len(estimates)])
         # A view that a node returns could not be changed in place.
         return tuple([grad_weight.detach() for grad_weight in grad_weights])
 
@@ -116,7 +116,9 @@ class _RescaleBackward(torch.autograd.Function):
         result: list[Tensor | None] = [None] * (2 * n)
         for i, (estimate, grad_out) in enumerate(zip(ctx.estimates, grads_out, strict=True)):
             if grad_out is not None:
-                derivatives = _second_derivatives(grad_out, grads[i], weights[i], estimate)
+                derivatives = second_derivatives(
+                    grad_out, grads[i], weights[i], estimate.u, estimate.v, estimate.dim
+                )
                 result[i], result[n + i] = derivatives
         return None, None, *result
 
@@ -129,7 +131,7 @@ def _check_unmodified(estimate: Estimate) -> None:
         )
 
 
-def _rescale_backward(
+def rescale_backward(
     ops: Operations, estimates: Sequence[Estimate], grads: Sequence[Tensor]
 ) -> Sequence[Tensor]:
     """The gradients of the weights, from those of the normalized weights."""
@@ -157,15 +159,15 @@ class _Sigma(torch.autograd.Function):
         return None, (grad * outer(u, v, ctx.shape, dim)).to(ctx.dtype)
 
 
-def _second_derivatives(
-    grad_out: Tensor, grad: Tensor, weight: Tensor, estimate: Estimate
+def second_derivatives(
+    grad_out: Tensor, grad: Tensor, weight: Tensor, u: Tensor, v: Tensor, dim: int
 ) -> tuple[Tensor, Tensor]:
     """Those of <grad_out, D> by G and W.
 
     In plain torch from W itself, sigma included, so that derivatives of any order are right.
     """
-    dtypes, u = (grad.dtype, weight.dtype), estimate.u
-    direction = outer(u, estimate.v, weight.shape, estimate.dim)
+    dtypes = grad.dtype, weight.dtype
+    direction = outer(u, v, weight.shape, dim)
     grad_out, grad, weight = grad_out.to(u.dtype), grad.to(u.dtype), weight.to(u.dtype)
     sigma = (direction * weight).sum()
     is_zero, sigma = sigma.abs() < torch.finfo(sigma.dtype).tiny, nonzero(sigma)

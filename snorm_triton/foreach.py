@@ -24,6 +24,32 @@ from .functional import normalize_together
 from .parametrization import SpectralNormParametrization
 
 
+class TracedWeight:
+    """A normalized weight of a forward that torch.compile traces, where nothing else can change."""
+
+    def __init__(
+        self,
+        weight: Tensor,
+        weight_sn: Tensor,
+        parametrization: SpectralNormParametrization,
+        model: nn.Module,
+    ) -> None:
+        self.weight = weight
+        self.weight_sn = weight_sn
+        self.model = model
+        self.is_training = parametrization.training
+        self.with_grad = torch.is_grad_enabled()
+
+    def serves(self, weight: Tensor, parametrization: SpectralNormParametrization) -> bool:
+        """Whether an access to ``weight`` here gets this."""
+        return (
+            torch.compiler.is_compiling()
+            and weight is self.weight
+            and parametrization.training == self.is_training
+            and (self.with_grad or not torch.is_grad_enabled())
+        )
+
+
 class PreparedWeight:
     """A normalized weight, and what must still be so for it to be handed out."""
 
@@ -58,7 +84,8 @@ class PreparedWeight:
     def serves(self, weight: Tensor, parametrization: SpectralNormParametrization) -> bool:
         """Whether an access to ``weight`` here and now gets this."""
         return (
-            weight is self.weight
+            not torch.compiler.is_compiling()
+            and weight is self.weight
             and (self.with_grad or not torch.is_grad_enabled())
             and self._conditions(weight, parametrization) == self.conditions
             and _is_running(self.forward)
@@ -85,32 +112,33 @@ def detach(model: nn.Module) -> None:
 # Hooks read the module that they are given: a closure would make a copy of the model prepare the
 # weights of the original.
 def _prepare_everywhere(model: nn.Module, args: Any) -> None:
-    if not torch.compiler.is_compiling():
-        _prepare(model, sys._getframe(1), everywhere=True)
+    _prepare(model, None if torch.compiler.is_compiling() else sys._getframe(1), everywhere=True)
 
 
 def _prepare_on_gpus(model: nn.Module, args: Any) -> None:
-    if not torch.compiler.is_compiling():
-        _prepare(model, sys._getframe(1), everywhere=False)
+    _prepare(model, None if torch.compiler.is_compiling() else sys._getframe(1), everywhere=False)
 
 
 def _forget(model: nn.Module, args: Any, output: Any) -> None:
-    if torch.compiler.is_compiling():
-        return
-    ending = sys._getframe(1)
+    forward = None if torch.compiler.is_compiling() else sys._getframe(1)
     for _, _, parametrizations in _parametrized(model):
         for parametrization in parametrizations:
             if not isinstance(parametrization, SpectralNormParametrization):
                 continue
             prepared = parametrization.prepared
             # What an outer forward prepared stays until that ends.
-            if isinstance(prepared, PreparedWeight) and (
-                prepared.forward is ending or not _is_running(prepared.forward)
-            ):
+            if isinstance(prepared, TracedWeight):
+                is_over = prepared.model is model
+            elif isinstance(prepared, PreparedWeight) and forward is not None:
+                is_over = prepared.forward is forward or not _is_running(prepared.forward)
+            else:
+                continue
+            if is_over:
                 parametrization.prepared = None
 
 
-def _prepare(model: nn.Module, forward: FrameType, everywhere: bool) -> None:
+def _prepare(model: nn.Module, forward: FrameType | None, everywhere: bool) -> None:
+    """Prepare the weights for this forward: its frame, or None where torch.compile traces it."""
     chosen = []
     for module, name, parametrizations in _parametrized(model):
         weight = parametrizations.original
@@ -131,8 +159,11 @@ def _prepare(model: nn.Module, forward: FrameType, everywhere: bool) -> None:
     for (weight, parametrization), normalized in zip(
         chosen, normalize_together(requests), strict=True
     ):
-        parametrization.prepared = PreparedWeight(
-            weight, normalized.weight_sn, parametrization, forward
+        weight_sn = normalized.weight_sn
+        parametrization.prepared = (
+            TracedWeight(weight, weight_sn, parametrization, model)
+            if forward is None
+            else PreparedWeight(weight, weight_sn, parametrization, forward)
         )
 
 

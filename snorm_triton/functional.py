@@ -2,32 +2,17 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Sequence
 from math import prod
-from typing import Any, NamedTuple, TypeVar
 
 import torch
 from torch import Tensor
 
-from .autograd import Estimate, differentiable_sigma, outer, rescaled
-from .dispatch import Operations, operations
-from .eager import in_dtype_of, nonzero
-from .matrix_view import MatrixView, in_matrix_layout
-
-R = TypeVar("R")
-
-BUCKET_BYTES = 25 * 2**20  # of weights; as DistributedDataParallel's buckets of gradients
+from . import normalization, operators
+from .autograd import differentiable_sigma
+from .normalization import Request, SpectralNormalized
 
 __all__ = ["SpectralNormalized", "l2_normalize", "spectral_normalize"]
-
-
-class SpectralNormalized(NamedTuple):
-    """What :func:`spectral_normalize` returns; ``weight_sn`` and ``sigma`` are differentiable."""
-
-    weight_sn: Tensor
-    u: Tensor
-    v: Tensor
-    sigma: Tensor
 
 
 def spectral_normalize(
@@ -97,104 +82,26 @@ def spectral_normalize(
     return SpectralNormalized(weight_sn, u, v, sigma)
 
 
-class Request(NamedTuple):
-    """The arguments of :func:`spectral_normalize`, known to be right, and what modules add."""
-
-    weight: Tensor
-    u: Tensor
-    v: Tensor
-    dim: int
-    n_power_iterations: int
-    eps: float
-    dtype: torch.dtype
-    backend: str
-    buffers: tuple[Tensor, ...] = ()  # overwritten with the new state: (sigma,) or (u, v, sigma)
-    sigma: Tensor | None = None  # to be taken as it is, with u and v
-
-
 def normalize(request: Request) -> SpectralNormalized:
-    """As :func:`spectral_normalize`; u and v are those it took, and sigma of a real weight has no
-    gradient.
+    """As :func:`spectral_normalize`; u and v are those it took, and sigma of a real weight may have
+    no gradient.
     """
-    weight, dim, dtype = request.weight, request.dim, request.dtype
-    if weight.numel() == 0:
-        u, v = request.u, request.v
-        return SpectralNormalized((weight * 1).to(dtype), u, v, u.new_zeros(()))
-    ops = operations(weight, request.backend)
-    dense, view = in_matrix_layout(weight, dim)
-    if request.sigma is None:
-        call = _call(request, dense, view)
-        weight_sn, u, v, sigma = _without_autocast(weight.device.type, ops.normalize, *call)
-    else:
-        u, v, sigma = request.u.clone(), request.v.clone(), request.sigma.clone()
-        weight_sn = ops.rescale(dense.detach(), sigma, dtype)
-    if torch.is_grad_enabled() and weight.requires_grad:
-        if weight.is_complex() or torch.compiler.is_compiling():
-            weight_sn, sigma = _rescale_in_torch(weight, u, v, dim, dtype)
-        else:
-            estimate = Estimate(dense, dense._version, view, dim, u, v, sigma)
-            (weight_sn,) = rescaled(ops, (estimate,), (weight_sn,))
-    return SpectralNormalized(weight_sn, u, v, sigma)
+    if torch.compiler.is_compiling():
+        return normalize_together([request])[0]
+    return normalization.normalize(request)
 
 
 def normalize_together(requests: Sequence[Request]) -> list[SpectralNormalized]:
-    """As :func:`normalize` of each, in as few launches and autograd nodes as can be.
-
-    One power iteration of any number of weights of one device and dtype is three launches. Their
-    gradients come in buckets of up to ``BUCKET_BYTES``, so that the first need not wait for all.
-    """
-    results: dict[int, SpectralNormalized] = {}
-    groups: dict[tuple[Operations, torch.device, torch.dtype, torch.dtype], list[int]] = {}
-    for i, request in enumerate(requests):
-        weight = request.weight
-        if weight.numel() == 0 or weight.is_complex() or request.sigma is not None:
-            results[i] = normalize(request)
-        else:
-            kind = (operations(weight, request.backend), weight.device, weight.dtype, request.dtype)
-            groups.setdefault(kind, []).append(i)
-    for (ops, device, _, _), members in groups.items():
-        places = [in_matrix_layout(requests[i].weight, requests[i].dim) for i in members]
-        calls = [_call(requests[i], *place) for i, place in zip(members, places, strict=True)]
-        outputs = _without_autocast(device.type, ops.foreach_normalize, calls)
-        differentiable = []
-        for i, (dense, view), output in zip(members, places, outputs, strict=True):
-            results[i] = SpectralNormalized(*output)
-            if torch.is_grad_enabled() and requests[i].weight.requires_grad:
-                estimate = Estimate(dense, dense._version, view, requests[i].dim, *output[1:])
-                differentiable.append((i, estimate))
-        for bucket in _buckets(differentiable):
-            estimates = [estimate for _, estimate in bucket]
-            weights_sn = rescaled(ops, estimates, [results[i].weight_sn for i, _ in bucket])
-            for (i, _), weight_sn in zip(bucket, weights_sn, strict=True):
-                results[i] = results[i]._replace(weight_sn=weight_sn)
-    return [results[i] for i in range(len(requests))]
-
-
-def _buckets(members: Sequence[tuple[int, Estimate]]) -> Iterator[Sequence[tuple[int, Estimate]]]:
-    """Neighbours of up to ``BUCKET_BYTES`` together."""
-    start, size = 0, 0
-    for end, (_, estimate) in enumerate(members):
-        nbytes = estimate.weight.nbytes
-        if size and size + nbytes > BUCKET_BYTES:
-            yield members[start:end]
-            start, size = end, 0
-        size += nbytes
-    if members:
-        yield members[start:]
-
-
-def _call(request: Request, dense: Tensor, view: MatrixView) -> tuple[Any, ...]:
-    """The arguments of ``Operations.normalize``, of which no gradient is taken."""
-    _, u, v, _, n_power_iterations, eps, dtype, _, buffers, _ = request
-    return dense.detach(), view, u, v, n_power_iterations, eps, dtype, buffers
-
-
-def _without_autocast(device_type: str, operation: Callable[..., R], *args: Any) -> R:
-    """``operation(*args)`` in the dtypes of its arguments, whatever autocast says."""
-    if torch.amp.is_autocast_available(device_type) and torch.is_autocast_enabled(device_type):
-        with torch.autocast(device_type, enabled=False):
-            return operation(*args)
-    return operation(*args)
+    """As :func:`normalize` of each, in as few launches, operators and autograd nodes as can be."""
+    if not torch.compiler.is_compiling():
+        return normalization.normalize_together(requests)
+    opaque = [i for i, request in enumerate(requests) if operators.takes(request)]
+    outputs = operators.normalize_together([requests[i] for i in opaque])
+    results = dict(zip(opaque, outputs, strict=True))
+    return [
+        results[i] if i in results else normalization.normalize_in_torch(request)
+        for i, request in enumerate(requests)
+    ]
 
 
 def l2_normalize(weight: Tensor, eps: float = 1e-12) -> tuple[Tensor, Tensor]:
@@ -212,15 +119,6 @@ def l2_normalize(weight: Tensor, eps: float = 1e-12) -> tuple[Tensor, Tensor]:
     norm = torch.linalg.vector_norm(nonzero_weight / largest) * largest
     divisor = torch.where(is_zero, 1, norm.clamp_min(eps))
     return weight / divisor, torch.where(is_zero, 0, norm)
-
-
-def _rescale_in_torch(
-    weight: Tensor, u: Tensor, v: Tensor, dim: int, dtype: torch.dtype
-) -> tuple[Tensor, Tensor]:
-    """``W / sigma`` and ``sigma = u^H W v`` in torch's own differentiable operations."""
-    wide = in_dtype_of(weight, u)
-    sigma = (outer(u.conj(), v, weight.shape, dim) * wide).sum()
-    return (wide / nonzero(sigma)).to(dtype), sigma
 
 
 def _check(

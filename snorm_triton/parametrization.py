@@ -12,13 +12,13 @@ from torch import Tensor, nn
 from torch.nn.utils.parametrize import ParametrizationList
 
 from .functional import (
-    Request,
     l2_normalize,
     matrix_shape,
     normalize,
     spectral_normalize,
     state_dtype,
 )
+from .normalization import Request
 
 WARM_UP_ITERATIONS = 15
 
@@ -125,11 +125,7 @@ class SpectralNormParametrization(nn.Module):
                 self._sigma.copy_(sigma)
             return weight_sn
         prepared = self.prepared
-        if (
-            prepared is not None
-            and not torch.compiler.is_compiling()
-            and prepared.serves(weight, self)
-        ):
+        if prepared is not None and prepared.serves(weight, self):
             return prepared.weight_sn
         return normalize(self.request(weight)).weight_sn
 

@@ -1,0 +1,236 @@
+"""The normalization as operators of torch.library, for code that torch.compile traces.
+
+To the compiler each is opaque, functional and differentiable. They take lists, so that the weights
+of a model that are normalized together are one operator. Buffers are written outside of them.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from .autograd import Estimate, outer, rescale_backward, second_derivatives
+from .dispatch import operations
+from .matrix_view import in_matrix_layout, matrix_view
+from .normalization import Request, SpectralNormalized
+from .normalization import normalize_together as normalize_eagerly
+
+NORMALIZE = "snorm_triton::normalize"
+RESCALE_BACKWARD = "snorm_triton::rescale_backward"
+_BELOW_AUTOGRAD = "CompositeExplicitAutograd"  # on every device
+
+Lists = tuple[list[Tensor], list[Tensor], list[Tensor], list[Tensor]]
+
+
+def takes(request: Request) -> bool:
+    """Whether the operators take it: an exported program holds torch's own operators alone."""
+    weight = request.weight
+    is_plain = weight.numel() > 0 and not weight.is_complex()
+    return is_plain and not torch.compiler.is_exporting()
+
+
+def normalize_together(requests: Sequence[Request]) -> list[SpectralNormalized]:
+    """As :func:`snorm_triton.functional.normalize_together`, while compiling."""
+    results: dict[int, SpectralNormalized] = {}
+    kinds = [(request.weight.device, request.dtype, request.backend) for request in requests]
+    for kind in dict.fromkeys(kinds):
+        members = [i for i, each in enumerate(kinds) if each == kind]
+        alike = [requests[i] for i in members]
+        lists = torch.ops.snorm_triton.normalize(
+            [request.weight for request in alike],
+            [request.u for request in alike],
+            [request.v for request in alike],
+            [_last_sigma(request) for request in alike],
+            [request.dim for request in alike],
+            [request.n_power_iterations for request in alike],
+            [request.eps for request in alike],
+            kind[1],
+            kind[2],
+        )
+        for i, request, *outputs in zip(members, alike, *lists, strict=True):
+            weight_sn, u, v, sigma = outputs
+            normalized = SpectralNormalized(weight_sn, u.detach(), v.detach(), sigma)
+            state = (normalized.u, normalized.v, sigma.detach())
+            for buffer, value in zip(request.buffers, state[-len(request.buffers) :], strict=False):
+                buffer.copy_(value)
+            results[i] = normalized
+    return [results[i] for i in range(len(requests))]
+
+
+def _last_sigma(request: Request) -> Tensor:
+    """What a recomputation replays; of no use where nothing iterates."""
+    return request.buffers[-1].to(request.u.dtype) if request.buffers else request.u.new_zeros(())
+
+
+torch.library.define(
+    NORMALIZE,
+    "(Tensor[] weights, Tensor[] us, Tensor[] vs, Tensor[] sigmas, SymInt[] dims, "
+    "SymInt[] n_power_iterations, float[] eps, ScalarType dtype, str backend) "
+    "-> (Tensor[], Tensor[], Tensor[], Tensor[])",
+)
+torch.library.define(
+    RESCALE_BACKWARD,
+    "(Tensor[] grads, Tensor[] weights, Tensor[] us, Tensor[] vs, Tensor[] sigmas, SymInt[] dims, "
+    "str backend) -> Tensor[]",
+)
+
+
+@torch.library.impl(NORMALIZE, _BELOW_AUTOGRAD)
+def _normalize(
+    weights: list[Tensor],
+    us: list[Tensor],
+    vs: list[Tensor],
+    sigmas: list[Tensor],
+    dims: list[int],
+    n_power_iterations: list[int],
+    eps: list[float],
+    dtype: torch.dtype,
+    backend: str,
+) -> Lists:
+    # Inside a backward this is a forward recomputed, which must not come out otherwise: buffers
+    # hold by now what that forward left in them.
+    replays = torch._C._current_graph_task_id() != -1
+    requests = [
+        Request(weight, u, v, dim, n, eps, dtype, backend, (), sigma if replays and n else None)
+        for weight, u, v, sigma, dim, n, eps in zip(
+            weights, us, vs, sigmas, dims, n_power_iterations, eps, strict=True
+        )
+    ]
+    with torch.no_grad():
+        outputs = normalize_eagerly(requests)
+    fresh = [
+        [x.clone() if x is given else x for x, given in zip(output, request, strict=False)]
+        for output, request in zip(outputs, requests, strict=True)
+    ]
+    weights_sn, us, vs, sigmas = (list(each) for each in zip(*fresh, strict=True))
+    return weights_sn, us, vs, sigmas
+
+
+def _fake_normalize(
+    weights: list[Tensor],
+    us: list[Tensor],
+    vs: list[Tensor],
+    sigmas: list[Tensor],
+    dims: list[int],
+    n_power_iterations: list[int],
+    eps: list[float],
+    dtype: torch.dtype,
+    backend: str,
+) -> Lists:
+    weights_sn = [
+        _like_dense(weight, dim, dtype) for weight, dim in zip(weights, dims, strict=True)
+    ]
+    us, vs, sigmas = ([torch.empty_like(x) for x in each] for each in (us, vs, sigmas))
+    return weights_sn, us, vs, sigmas
+
+
+torch.library.register_fake(NORMALIZE, _fake_normalize)
+
+
+def _setup_context(ctx: Any, inputs: tuple[Any, ...], output: Lists) -> None:
+    weights, _, _, _, ctx.dims, _, _, _, ctx.backend = inputs
+    _, us, vs, sigmas = output
+    ctx.save_for_backward(*weights, *us, *vs, *sigmas)
+    ctx.set_materialize_grads(False)
+
+
+def _backward(
+    ctx: Any,
+    grads: list[Tensor | None],
+    _grads_u: list[Tensor | None],
+    _grads_v: list[Tensor | None],
+    grads_sigma: list[Tensor | None],
+) -> Any:
+    n = len(ctx.dims)
+    weights, us, vs, sigmas = (ctx.saved_tensors[k * n : (k + 1) * n] for k in range(4))
+    result: list[Tensor | None] = [None] * n
+    used = [i for i, grad in enumerate(grads) if grad is not None]
+    if used:
+        chosen = [[each[i] for i in used] for each in (grads, weights, us, vs, sigmas, ctx.dims)]
+        grad_weights = torch.ops.snorm_triton.rescale_backward(*chosen, ctx.backend)
+        for i, grad_weight in zip(used, grad_weights, strict=True):
+            result[i] = grad_weight
+    for i, grad_sigma in enumerate(grads_sigma):
+        if grad_sigma is not None:
+            along = (grad_sigma * outer(us[i], vs[i], weights[i].shape, ctx.dims[i])).to(
+                weights[i].dtype
+            )
+            already = result[i]
+            result[i] = along if already is None else already + along
+    return result, [None] * n, [None] * n, [None] * n, None, None, None, None, None
+
+
+torch.library.register_autograd(NORMALIZE, _backward, setup_context=_setup_context)
+
+
+@torch.library.impl(RESCALE_BACKWARD, _BELOW_AUTOGRAD)
+def _rescale_backward(
+    grads: list[Tensor],
+    weights: list[Tensor],
+    us: list[Tensor],
+    vs: list[Tensor],
+    sigmas: list[Tensor],
+    dims: list[int],
+    backend: str,
+) -> list[Tensor]:
+    ops = operations(weights[0], backend)
+    places = [
+        in_matrix_layout(weight.detach(), dim) for weight, dim in zip(weights, dims, strict=True)
+    ]
+    estimates = [
+        Estimate(dense, dense._version, view, dim, u, v, sigma)
+        for (dense, view), dim, u, v, sigma in zip(places, dims, us, vs, sigmas, strict=True)
+    ]
+    with torch.no_grad():
+        return list(rescale_backward(ops, estimates, grads))
+
+
+def _fake_rescale_backward(
+    grads: list[Tensor],
+    weights: list[Tensor],
+    us: list[Tensor],
+    vs: list[Tensor],
+    sigmas: list[Tensor],
+    dims: list[int],
+    backend: str,
+) -> list[Tensor]:
+    return [
+        _like_dense(weight, dim, weight.dtype) for weight, dim in zip(weights, dims, strict=True)
+    ]
+
+
+torch.library.register_fake(RESCALE_BACKWARD, _fake_rescale_backward)
+
+
+def _setup_rescale_backward(ctx: Any, inputs: tuple[Any, ...], output: list[Tensor]) -> None:
+    *lists, ctx.dims, _ = inputs
+    ctx.save_for_backward(*(tensor for each in lists for tensor in each))
+    ctx.set_materialize_grads(False)
+
+
+def _second_backward(ctx: Any, grads_out: list[Tensor | None]) -> Any:
+    n = len(ctx.dims)
+    grads, weights, us, vs, _ = (ctx.saved_tensors[k * n : (k + 1) * n] for k in range(5))
+    grad_grads: list[Tensor | None] = [None] * n
+    grad_weights: list[Tensor | None] = [None] * n
+    for i, grad_out in enumerate(grads_out):
+        if grad_out is not None:
+            grad_grads[i], grad_weights[i] = second_derivatives(
+                grad_out, grads[i], weights[i], us[i], vs[i], ctx.dims[i]
+            )
+    return grad_grads, grad_weights, [None] * n, [None] * n, [None] * n, None, None
+
+
+torch.library.register_autograd(
+    RESCALE_BACKWARD, _second_backward, setup_context=_setup_rescale_backward
+)
+
+
+def _like_dense(weight: Tensor, dim: int, dtype: torch.dtype) -> Tensor:
+    """Memory as :func:`in_matrix_layout` would lay the weight out."""
+    shape, stride = ([int(x) for x in each] for each in (weight.shape, weight.stride()))
+    result = weight.new_empty_strided(shape, stride, dtype=dtype)  # a parameter's, never symbolic
+    return weight.new_empty(shape, dtype=dtype) if matrix_view(result, dim) is None else result
