@@ -19,8 +19,12 @@ from .normalization import Request, SpectralNormalized
 from .normalization import normalize_together as normalize_eagerly
 
 NORMALIZE = "snorm_triton::normalize"
+WRITE = "snorm_triton::write"
 RESCALE_BACKWARD = "snorm_triton::rescale_backward"
 _BELOW_AUTOGRAD = "CompositeExplicitAutograd"  # on every device
+
+# The compiler need not copy a weight back that it has laid out anew, such as for a convolution.
+_TAGS = (torch.Tag.pt2_compliant_tag, torch.Tag.flexible_layout)
 
 Lists = tuple[list[Tensor], list[Tensor], list[Tensor], list[Tensor]]
 
@@ -35,6 +39,8 @@ def takes(request: Request) -> bool:
 def normalize_together(requests: Sequence[Request]) -> list[SpectralNormalized]:
     """As :func:`snorm_triton.functional.normalize_together`, while compiling."""
     results: dict[int, SpectralNormalized] = {}
+    written: list[Tensor] = []
+    values: list[Tensor] = []
     kinds = [(request.weight.device, request.dtype, request.backend) for request in requests]
     for kind in dict.fromkeys(kinds):
         members = [i for i, each in enumerate(kinds) if each == kind]
@@ -54,9 +60,12 @@ def normalize_together(requests: Sequence[Request]) -> list[SpectralNormalized]:
             weight_sn, u, v, sigma = outputs
             normalized = SpectralNormalized(weight_sn, u.detach(), v.detach(), sigma)
             state = (normalized.u, normalized.v, sigma.detach())
-            for buffer, value in zip(request.buffers, state[-len(request.buffers) :], strict=False):
-                buffer.copy_(value)
+            if request.buffers:
+                written += request.buffers
+                values += state[-len(request.buffers) :]
             results[i] = normalized
+    if written:
+        torch.ops.snorm_triton.write(written, values)
     return [results[i] for i in range(len(requests))]
 
 
@@ -70,11 +79,14 @@ torch.library.define(
     "(Tensor[] weights, Tensor[] us, Tensor[] vs, Tensor[] sigmas, SymInt[] dims, "
     "SymInt[] n_power_iterations, float[] eps, ScalarType dtype, str backend) "
     "-> (Tensor[], Tensor[], Tensor[], Tensor[])",
+    tags=_TAGS,
 )
+torch.library.define(WRITE, "(Tensor(a!)[] buffers, Tensor[] values) -> ()", tags=_TAGS)
 torch.library.define(
     RESCALE_BACKWARD,
     "(Tensor[] grads, Tensor[] weights, Tensor[] us, Tensor[] vs, Tensor[] sigmas, SymInt[] dims, "
     "str backend) -> Tensor[]",
+    tags=_TAGS,
 )
 
 
@@ -128,6 +140,14 @@ def _fake_normalize(
 
 
 torch.library.register_fake(NORMALIZE, _fake_normalize)
+
+
+@torch.library.impl(WRITE, _BELOW_AUTOGRAD)
+def _write(buffers: list[Tensor], values: list[Tensor]) -> None:
+    torch._foreach_copy_(buffers, values)
+
+
+torch.library.register_fake(WRITE, lambda buffers, values: None)
 
 
 def _setup_context(ctx: Any, inputs: tuple[Any, ...], output: Lists) -> None:
