@@ -11,6 +11,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.nn.utils.parametrize import ParametrizationList
 
+from . import recomputation, updates
 from .functional import (
     l2_normalize,
     matrix_shape,
@@ -21,6 +22,7 @@ from .functional import (
 from .normalization import Request
 
 WARM_UP_ITERATIONS = 15
+POLICIES = ("access", "update")
 
 
 class Prepared(Protocol):
@@ -41,8 +43,10 @@ class SpectralNormParametrization(nn.Module):
     The last sigma is a buffer of shape () that no state dict holds.
 
     Starts from random vectors, drawn as torch draws them, and 15 power iterations, so it can be
-    used in evaluation before any training. In training each access iterates; in evaluation none
-    does, and nothing is written. The buffers are updated in place: replicas that share their
+    used in evaluation before any training. In training each access iterates, or with
+    ``power_iter="update"`` the first one after a step of an optimizer or another change of the
+    weight, and later ones replay its u, v and sigma. In evaluation none does, and nothing is
+    written. The buffers are updated in place: replicas that share their
     storage see it, and their addresses stay. What backward needs is never the live buffer.
 
     Args:
@@ -52,16 +56,19 @@ class SpectralNormParametrization(nn.Module):
         eps: lower bound of \|u\|, \|v\| in evaluation, and of the norm of a 1-D weight.
         stable_fp32: keep u, v and sigma at least float32 when the module becomes half or bfloat16.
         power_iter_on_eval: iterate in evaluation too.
+        power_iter: ``"access"`` or ``"update"``.
         backend: see :func:`snorm_triton.dispatch.select`.
 
     Raises:
         IndexError: ``dim`` is out of range.
-        ValueError: ``n_power_iterations`` or ``eps`` is not positive, or ``backend`` cannot run.
+        ValueError: ``n_power_iterations`` or ``eps`` is not positive, ``power_iter`` is unknown, or
+            ``backend`` cannot run.
     """
 
     _u: Tensor
     _v: Tensor
     _sigma: Tensor
+    _due: Tensor  # of policy "update": whether the next access of compiled code iterates
     prepared: Prepared | None = None
 
     def __init__(
@@ -73,17 +80,21 @@ class SpectralNormParametrization(nn.Module):
         *,
         stable_fp32: bool = True,
         power_iter_on_eval: bool = False,
+        power_iter: str = "access",
         backend: str = "auto",
     ) -> None:
         super().__init__()
         check_dim(dim, weight.shape)
         check_numbers(n_power_iterations, eps)
+        check_policy(power_iter)
         self.n_power_iterations = n_power_iterations
         self.dim = dim % weight.ndim
         self.eps = eps
         self.stable_fp32 = stable_fp32
         self.power_iter_on_eval = power_iter_on_eval
+        self.power_iter = power_iter
         self.backend = backend
+        self.iterations = recomputation.Iterations()
         with torch.no_grad():
             self._warm_up(weight)
 
@@ -105,9 +116,37 @@ class SpectralNormParametrization(nn.Module):
             )
             self.register_buffer("_u", u)
             self.register_buffer("_v", v)
+            self._count_iterations()
         self.register_buffer("_sigma", sigma.abs(), persistent=False)
+        if self.power_iter == "update":
+            self.register_buffer("_due", torch.ones_like(self._sigma), persistent=False)
+            self._follow_updates()
         if not self.stable_fp32:
             self._apply(lambda state: state.to(weight.dtype))
+
+    def _follow_updates(self) -> None:
+        self._updated_for: tuple[object, ...] | None = None  # the weight that u and v are of
+        updates.follow(self)
+
+    @property
+    def due(self) -> Tensor:
+        """Raised by every step of an optimizer, shape (): compiled code sees no Python number."""
+        return self._due
+
+    def _is_due(self, weight: Tensor) -> bool:
+        """Whether the weight may have changed since the last iteration, which this then is."""
+        now = (
+            updates.steps,
+            0 if weight.is_inference() else weight._version,
+            id(weight),
+            weight.data_ptr() if type(weight) in (Tensor, nn.Parameter) else None,
+        )
+        if now == self._updated_for:
+            return False
+        self._updated_for = now
+        with torch.no_grad():
+            self._due.zero_()
+        return True
 
     @property
     def sigma(self) -> Tensor:
@@ -137,13 +176,24 @@ class SpectralNormParametrization(nn.Module):
             u, v, sigma = u.detach(), v.detach(), sigma.detach()
         dtype = state_dtype(weight)
         n_power_iterations, replayed = 0, None
+        due: Tensor | None = None
         written: tuple[Tensor, ...] = (sigma,)
         iterates = self.training or self.power_iter_on_eval
-        if not torch.compiler.is_compiling() and torch._C._current_graph_task_id() != -1:
-            # Inside a backward: what was a forward is recomputed, and must not come out otherwise.
-            written, replayed = (), sigma.to(dtype) if iterates else None
-        elif iterates:
+        if not torch.compiler.is_compiling() and recomputation.is_running():
+            written = ()
+            if iterates:
+                if self.power_iter == "access":
+                    self.iterations.replay()
+                replayed = sigma.to(dtype)
+        elif iterates and self.power_iter == "update" and torch.compiler.is_compiling():
+            due = buffers["_due"]
             n_power_iterations, written = self.n_power_iterations, (u, v, sigma)
+        elif iterates and (self.power_iter == "access" or self._is_due(weight)):
+            n_power_iterations, written = self.n_power_iterations, (u, v, sigma)
+            if not torch.compiler.is_compiling():
+                self.iterations.add()
+        elif iterates:
+            written, replayed = (), sigma.to(dtype)
         elif torch.compiler.is_compiling():
             written = ()  # a compiled evaluation is pure
         return Request(
@@ -157,11 +207,18 @@ class SpectralNormParametrization(nn.Module):
             self.backend,
             written,
             replayed,
+            due,
         )
 
     def __getstate__(self) -> dict[str, Any]:
         # What was prepared belongs to a forward of this very module.
         return {key: value for key, value in self.__dict__.items() if key != "prepared"}
+
+    def __setstate__(self, state: dict[str, Any]) -> None:
+        super().__setstate__(state)
+        self._count_iterations()
+        if self.power_iter == "update":
+            self._follow_updates()
 
     def right_inverse(self, value: Tensor) -> Tensor:
         """The value itself: assigning to the parameter sets the weight before normalization."""
@@ -169,6 +226,8 @@ class SpectralNormParametrization(nn.Module):
 
     def extra_repr(self) -> str:
         options = f"n_power_iterations={self.n_power_iterations}, dim={self.dim}, eps={self.eps:g}"
+        if self.power_iter != "access":
+            options += f", power_iter={self.power_iter!r}"
         return options + (f", backend={self.backend!r}" if self.backend != "auto" else "")
 
     def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> Any:
@@ -182,6 +241,9 @@ class SpectralNormParametrization(nn.Module):
         self._widen(dict(self._buffers))
         with torch.no_grad():
             self._sigma.fill_(torch.nan)
+            if self.power_iter == "update":
+                self._updated_for = None
+                self._due.fill_(1)
 
     def _widen(self, sources: dict[str, Tensor | None]) -> None:
         """Where a buffer has become half precision, take it from ``sources`` in float32 instead.
@@ -198,6 +260,11 @@ class SpectralNormParametrization(nn.Module):
             if self.stable_fp32 and dtype != buffer.dtype:
                 buffer = source.to(buffer.device, dtype)
             self._buffers[name] = buffer.contiguous()
+        self._count_iterations()
+
+    def _count_iterations(self) -> None:
+        if (u := self._buffers.get("_u")) is not None:
+            recomputation.count_as(u, self.iterations)
 
 
 class SpectralNormList(ParametrizationList):
@@ -222,6 +289,12 @@ def check_numbers(n_power_iterations: int, eps: float) -> None:
         )
     if not isinstance(eps, int | float) or not 0 < eps < float("inf"):
         raise ValueError(f"eps must be positive and finite, got {eps!r}")
+
+
+def check_policy(power_iter: str) -> None:
+    """Raise ValueError for a policy that is neither "access" nor "update"."""
+    if power_iter not in POLICIES:
+        raise ValueError(f"power_iter must be one of {', '.join(POLICIES)}, got {power_iter!r}")
 
 
 def check_dim(dim: int, shape: torch.Size) -> None:
