@@ -86,7 +86,8 @@ def convert_state_dict(
     Raises:
         ValueError: ``to`` is no layout, or an entry, which is named, is incomplete, has a shape
             that does not fit the others, lacks v with its dimension open, is to become legacy with
-            more on the parameter than one spectral norm, or would replace another.
+            more on the parameter than one spectral norm, or would replace another; ``dims`` names
+            none, or a dimension of another size than u.
         TypeError: ``state_dict`` is no mapping.
 
     Example:
@@ -99,7 +100,11 @@ def convert_state_dict(
         raise TypeError(f"state_dict must be a mapping, got {type(state_dict).__name__}")
     if to not in LAYOUTS:
         raise ValueError(f"to must be one of {', '.join(LAYOUTS)}, got {to!r}")
-    entries = [e for e in find_entries(state_dict) if e.is_legacy != (to == "legacy")]
+    entries = find_entries(state_dict)
+    for path in dims or ():
+        if path not in [entry.prefix + entry.name for entry in entries]:
+            raise ValueError(f"dims: no spectral norm on {path!r}")
+    entries = [entry for entry in entries if entry.is_legacy != (to == "legacy")]
     renamed: dict[str, str] = {}
     left_out: set[str] = set()
     added: dict[str, tuple[str, Tensor]] = {}  # after a key: another, and its value
@@ -282,6 +287,9 @@ def _absent_v(entry: Entry, state_dict: Mapping[str, Any], dims: Mapping[str, in
     if original.ndim == 2:
         axes = axes[:1]  # no convolution
     if path in dims:
+        if not -original.ndim <= dims[path] < original.ndim:
+            limits = f"[{-original.ndim}, {original.ndim - 1}]"
+            raise ValueError(f"dims[{path!r}] must be in {limits}, got {dims[path]}")
         axes = [d for d in axes if d == dims[path] % original.ndim]
         if not axes:
             raise ValueError(

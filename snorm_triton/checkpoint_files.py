@@ -93,14 +93,14 @@ class _Conversion:
 
 
 def _read_torch(path: Path) -> Contents:
+    _check_readable(path)
     try:
         with warnings.catch_warnings(action="ignore"):  # of what is about to be refused
             return Contents(torch.load(path, map_location="cpu", weights_only=True))
-    except OSError:
-        raise
     except Exception as error:  # whatever is in the file, it can go wrong in as many ways
-        found = re.search(r"WeightsUnpickler error: (.+?)(?:\. |$)", str(error), re.MULTILINE)
-        reason = found[1] if found else f"{type(error).__name__} {error}".splitlines()[0].strip()
+        holds = re.search(r"GLOBAL ([\w.]+)", str(error))
+        sentence = " ".join(str(error).partition(". ")[0].split())
+        reason = f"it holds {holds[1]}" if holds else f"{type(error).__name__} {sentence}".strip()
         raise ValueError(
             f"{path} is no file of tensors that torch.load(weights_only=True) takes: {reason}"
         ) from error
@@ -115,14 +115,19 @@ def _read_safetensors(path: Path) -> Contents:
         raise ValueError(f"{path} needs the package safetensors: pip install safetensors")
     from safetensors import SafetensorError, safe_open
 
-    with path.open("rb"):  # an OSError like any other file's
-        pass
+    _check_readable(path)
     try:
         with safe_open(path, framework="pt") as file:
             tensors = {key: file.get_tensor(key) for key in file.keys()}  # noqa: SIM118
             return Contents(tensors, file.metadata())
     except SafetensorError as error:
         raise ValueError(f"{path} is no .safetensors file: {error}") from error
+
+
+def _check_readable(path: Path) -> None:
+    """Raise Python's OSError, which names the file: what readers raise tells little of its kind."""
+    with path.open("rb"):
+        pass
 
 
 def _write_safetensors(contents: Contents, file: BufferedWriter) -> None:
