@@ -239,7 +239,7 @@ def _take_hook_off(module: nn.Module, hook: _LegacySpectralNorm) -> None:
         module._load_state_dict_pre_hooks,
     ):
         for key, registered in list(hooks.items()):
-            # torch wraps a load hook, and the hooks of a state dict refer to the first.
+            # The hooks of a state dict refer to the first; torch wraps the one that loads.
             unwrapped = getattr(registered, "hook", registered)
             owner = getattr(unwrapped, "fn", unwrapped)
             if isinstance(owner, _LegacySpectralNorm) and owner.name == name:

@@ -246,6 +246,7 @@ def test_a_deepcopy_and_its_original_are_converted_apart(norm):
     twin = copy.deepcopy(original)
     convert_spectral_norm(twin)
     assert torch.equal(original(inputs), expected)
+    assert len(twin._load_state_dict_pre_hooks) == 1
     assert type(twin) is not type(original)
     again = pickle.loads(pickle.dumps(copy.deepcopy(twin)))
     convert_spectral_norm(original)
