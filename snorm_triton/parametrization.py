@@ -12,6 +12,7 @@ from torch import Tensor, nn
 from torch.nn.utils.parametrize import ParametrizationList
 
 from . import recomputation, updates
+from .dispatch import select
 from .functional import (
     l2_normalize,
     matrix_shape,
@@ -58,11 +59,13 @@ class SpectralNormParametrization(nn.Module):
         power_iter_on_eval: iterate in evaluation too.
         power_iter: ``"access"`` or ``"update"``.
         backend: see :func:`snorm_triton.dispatch.select`.
+        vectors: u and v to go on from, as they are, in place of random ones and iterations; sigma
+            is then NaN until the first access. A 1-D weight has none.
 
     Raises:
         IndexError: ``dim`` is out of range.
-        ValueError: ``n_power_iterations`` or ``eps`` is not positive, ``power_iter`` is unknown, or
-            ``backend`` cannot run.
+        ValueError: ``n_power_iterations`` or ``eps`` is not positive, ``power_iter`` is unknown,
+            ``backend`` cannot run, or ``vectors`` are not of shapes (M,) and (N,).
     """
 
     _u: Tensor
@@ -82,11 +85,13 @@ class SpectralNormParametrization(nn.Module):
         power_iter_on_eval: bool = False,
         power_iter: str = "access",
         backend: str = "auto",
+        vectors: tuple[Tensor, Tensor] | None = None,
     ) -> None:
         super().__init__()
         check_dim(dim, weight.shape)
         check_numbers(n_power_iterations, eps)
         check_policy(power_iter)
+        select(weight, backend)
         self.n_power_iterations = n_power_iterations
         self.dim = dim % weight.ndim
         self.eps = eps
@@ -96,24 +101,19 @@ class SpectralNormParametrization(nn.Module):
         self.backend = backend
         self.iterations = recomputation.Iterations()
         with torch.no_grad():
-            self._warm_up(weight)
+            self._start(weight, vectors)
 
-    def _warm_up(self, weight: Tensor) -> None:
+    def _start(self, weight: Tensor, vectors: tuple[Tensor, Tensor] | None) -> None:
         dtype = state_dtype(weight)
         if weight.ndim == 1:
             sigma = torch.linalg.vector_norm(weight, dtype=dtype)
         else:
-            rows, columns = matrix_shape(weight, self.dim)
-            u = weight.new_empty(rows, dtype=dtype).normal_(0, 1)
-            v = weight.new_empty(columns, dtype=dtype).normal_(0, 1)
-            _, u, v, sigma = spectral_normalize(
-                weight,
-                F.normalize(u, dim=0, eps=self.eps),
-                F.normalize(v, dim=0, eps=self.eps),
-                dim=self.dim,
-                n_power_iterations=WARM_UP_ITERATIONS,
-                backend=self.backend,
-            )
+            if vectors is None:
+                u, v, sigma = self._warm_up(weight, dtype)
+            else:
+                check_vectors(vectors, weight, self.dim)
+                u, v = (vector.to(dtype).contiguous() for vector in vectors)
+                sigma = u.new_full((), torch.nan)
             self.register_buffer("_u", u)
             self.register_buffer("_v", v)
             self._count_iterations()
@@ -123,6 +123,20 @@ class SpectralNormParametrization(nn.Module):
             self._follow_updates()
         if not self.stable_fp32:
             self._apply(lambda state: state.to(weight.dtype))
+
+    def _warm_up(self, weight: Tensor, dtype: torch.dtype) -> tuple[Tensor, Tensor, Tensor]:
+        rows, columns = matrix_shape(weight, self.dim)
+        u = weight.new_empty(rows, dtype=dtype).normal_(0, 1)
+        v = weight.new_empty(columns, dtype=dtype).normal_(0, 1)
+        _, u, v, sigma = spectral_normalize(
+            weight,
+            F.normalize(u, dim=0, eps=self.eps),
+            F.normalize(v, dim=0, eps=self.eps),
+            dim=self.dim,
+            n_power_iterations=WARM_UP_ITERATIONS,
+            backend=self.backend,
+        )
+        return u, v, sigma
 
     def _follow_updates(self) -> None:
         self._updated_for: tuple[object, ...] | None = None  # the weight that u and v are of
@@ -305,6 +319,17 @@ def check_dim(dim: int, shape: torch.Size) -> None:
         raise IndexError(
             f"dim must be in [{-len(shape)}, {len(shape) - 1}] for a parameter of shape "
             f"{tuple(shape)}, got {dim}"
+        )
+
+
+def check_vectors(vectors: tuple[Tensor, Tensor], weight: Tensor, dim: int) -> None:
+    """Raise ValueError where u and v are not those of a weight of this shape."""
+    shapes = [tuple(vector.shape) for vector in vectors]
+    expected = [(size,) for size in matrix_shape(weight, dim)]
+    if shapes != expected:
+        raise ValueError(
+            f"vectors must be u and v of shapes {expected[0]} and {expected[1]} for a weight of "
+            f"shape {tuple(weight.shape)} and dim {dim}, got {shapes}"
         )
 
 
