@@ -8,7 +8,8 @@ from snorm_triton import apply_spectral_norm, spectral_norm
 
 
 def state_of(layer):
-    return [buffer.clone() for buffer in layer.parametrizations.weight[0].buffers()]
+    parametrization = layer.parametrizations.weight[0]
+    return [parametrization._u.clone(), parametrization._v.clone()]
 
 
 def layer_of(backend="auto", **options):
@@ -26,7 +27,10 @@ def test_u_v_and_sigma_are_those_of_float32(backend, autocast_output, training):
     with torch.autocast(expected.device.type, torch.bfloat16):
         weight = layer.weight
     assert weight.dtype == (torch.bfloat16 if autocast_output else torch.float32)
-    assert torch.equal(weight, expected.to(weight.dtype))
+    # Triton's interpreter cuts what it stores in bfloat16, where a GPU rounds it.
+    tolerance = 2**-7 if autocast_output else 0
+    torch.testing.assert_close(weight.float(), expected, rtol=tolerance, atol=0)
+    assert torch.equal(*(layer.parametrizations.weight[0].sigma for layer in (layer, plain)))
     for one, other in zip(state_of(layer), state_of(plain), strict=True):
         assert torch.equal(one, other)
     assert training != all(map(torch.equal, state_of(layer), before))
