@@ -10,6 +10,7 @@ from torch import Tensor
 
 from . import normalization, operators
 from .autograd import differentiable_sigma
+from .dispatch import is_sharded
 from .normalization import Request, SpectralNormalized
 
 __all__ = ["SpectralNormalized", "l2_normalize", "spectral_normalize"]
@@ -86,6 +87,10 @@ def normalize(request: Request) -> SpectralNormalized:
     """As :func:`spectral_normalize`; u and v are those it took, and sigma of a real weight may have
     no gradient.
     """
+    if is_sharded(request.weight):
+        from .sharded import normalize as normalize_sharded
+
+        return normalize_sharded(request)
     if torch.compiler.is_compiling():
         return normalize_together([request])[0]
     return normalization.normalize(request)

@@ -4,13 +4,14 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from typing import Any, Protocol
+from typing import Any, Protocol, cast
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.nn.utils.parametrize import ParametrizationList
 
+from .dispatch import is_sharded
 from .functional import (
     l2_normalize,
     matrix_shape,
@@ -93,8 +94,12 @@ class SpectralNormParametrization(nn.Module):
             sigma = torch.linalg.vector_norm(weight, dtype=dtype)
         else:
             rows, columns = matrix_shape(weight, self.dim)
-            u = weight.new_empty(rows, dtype=dtype).normal_(0, 1)
-            v = weight.new_empty(columns, dtype=dtype).normal_(0, 1)
+            u = torch.empty(rows, dtype=dtype, device=weight.device).normal_(0, 1)
+            v = torch.empty(columns, dtype=dtype, device=weight.device).normal_(0, 1)
+            if is_sharded(weight):
+                from .sharded import broadcast
+
+                broadcast(cast(Any, weight).device_mesh, u, v)
             _, u, v, sigma = spectral_normalize(
                 weight,
                 F.normalize(u, dim=0, eps=self.eps),
