@@ -11,7 +11,7 @@ from torch.nn.utils.parametrizations import _SpectralNorm as _TorchSpectralNorm
 from torch.nn.utils.parametrize import is_parametrized
 from torch.nn.utils.spectral_norm import SpectralNorm as _LegacySpectralNorm
 
-from .dispatch import select
+from .dispatch import SHARDED, is_sharded, select
 from .foreach import attach as attach_foreach
 from .foreach import detach as detach_foreach
 from .matrix_view import matrix_view
@@ -240,6 +240,9 @@ def backend_report(model: nn.Module) -> list[BackendReport]:
                 choice = select(weight, parametrization.backend)
             except ValueError as error:
                 report.append(BackendReport(name, "none", str(error)))
+                continue
+            if is_sharded(weight):
+                report.append(BackendReport(name, "torch", SHARDED))
                 continue
             view = None if weight.ndim < 2 else matrix_view(weight, parametrization.dim)
             copied = "" if weight.ndim < 2 or view else "; not dense, so copied at each access"

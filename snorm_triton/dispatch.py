@@ -84,6 +84,9 @@ def _select(
     return Choice("triton", f"a {dtype} weight on {device.type}")
 
 
+SHARDED = "the weight is sharded: torch multiplies with the shards and sums over the ranks"
+
+
 def is_sharded(weight: Tensor) -> bool:
     """Whether ``weight`` is a DTensor; does not import what that is, which takes most of a second.
 

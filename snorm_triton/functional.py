@@ -117,6 +117,10 @@ def l2_normalize(weight: Tensor, eps: float = 1e-12) -> tuple[Tensor, Tensor]:
     """
     if weight.numel() == 0:
         return weight * 1, weight.new_zeros((), dtype=weight.abs().dtype)
+    if is_sharded(weight):
+        from .sharded import check
+
+        check(weight)
     is_zero = (weight == 0).all()
     # Where the weight is zero its norm has no second derivative: none is taken there.
     nonzero_weight = torch.where(is_zero, 1, weight)

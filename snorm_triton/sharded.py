@@ -7,6 +7,7 @@ plain tensors, the same on every rank to the last bit.
 
 from __future__ import annotations
 
+from contextlib import nullcontext
 from functools import cached_property
 from math import prod
 from typing import Any
@@ -25,11 +26,10 @@ from .eager import in_dtype_of, nonzero
 from .matrix_view import MatrixView, in_matrix_layout, like_weight
 from .normalization import Request, SpectralNormalized
 
-REASON = "a sharded weight: products of the shards in torch, summed over the ranks"
 
-
-def check(weight: DTensor, backend: str = "auto") -> None:
+def check(weight: Tensor, backend: str = "auto") -> None:
     """Raise ValueError for a sharded weight that :func:`normalize` does not take."""
+    assert isinstance(weight, DTensor)
     for placement in weight.placements:
         if type(placement) is not Shard and not placement.is_replicate():
             raise ValueError(
@@ -54,12 +54,14 @@ def normalize(request: Request) -> SpectralNormalized:
     ``weight_sn`` has the weight's placements. Every rank of the mesh must call it, in one order.
     """
     weight, dim, dtype = request.weight, request.dim, request.dtype
-    assert isinstance(weight, DTensor)
     check(weight, request.backend)
+    assert isinstance(weight, DTensor)
     layout, shard = Layout(weight, dim), weight.to_local()
     dense, view = layout.in_memory(shard.detach())
     # Every product of a matrix and a vector is in the dtype of u and v, whatever autocast says.
-    with torch.autocast(dense.device.type, enabled=False):
+    kind = dense.device.type
+    has_autocast = torch.amp.is_autocast_available(kind)
+    with torch.autocast(kind, enabled=False) if has_autocast else nullcontext():
         u, v, sigma = _estimate(layout, dense, view, request)
     if request.buffers:
         buffers = [plain(buffer) for buffer in request.buffers]
@@ -74,7 +76,7 @@ def normalize(request: Request) -> SpectralNormalized:
         else:
             shard_sn = ops.rescale(dense, sigma, dtype)
             shard_sn = _Rescaled.apply(layout, view, (*direction, sigma), shard_sn, shard)
-        sigma = differentiable_sigma(sigma, shard, *direction, dim)
+        sigma = differentiable_sigma(sigma, shard, direction[0], direction[1].conj(), dim)
     else:
         shard_sn = ops.rescale(dense, sigma, dtype)
     weight_sn = DTensor.from_local(
@@ -91,7 +93,7 @@ def normalize(request: Request) -> SpectralNormalized:
 def broadcast(mesh: DeviceMesh, *tensors: Tensor) -> None:
     """Overwrite plain tensors with those of the first rank of the mesh."""
     for tensor in tensors:
-        for mesh_dim in reversed(range(mesh.ndim)):
+        for mesh_dim in range(mesh.ndim) if not tensor.is_meta else ():
             dist.broadcast(tensor, group=mesh.get_group(mesh_dim), group_src=0)
 
 
@@ -143,8 +145,9 @@ class Layout:
 
     def sum(self, partial: Tensor) -> Tensor:
         """The sum over all shards, in place."""
-        for group in self.groups:
-            dist.all_reduce(partial, group=group)
+        if not partial.is_meta:
+            for group in self.groups:
+                dist.all_reduce(partial, group=group)
         return partial
 
     def sum_rows(self, t: Tensor) -> Tensor:

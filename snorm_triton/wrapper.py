@@ -17,7 +17,7 @@ from torch.nn.utils.parametrize import (
 from torch.utils.hooks import RemovableHandle
 
 from .copying import make_copyable
-from .dispatch import BACKENDS, select
+from .dispatch import BACKENDS, is_sharded, select
 from .parametrization import (
     SpectralNormList,
     SpectralNormParametrization,
@@ -122,6 +122,18 @@ class SpectralNormWrapper:
             raise ValueError(f"{self._where()} is a scalar; it must have a dimension or more")
         check_dim(self._dim(tensor), tensor.shape)
         select(tensor, backend)
+        if is_sharded(tensor):
+            self._check_sharded(tensor, backend)
+
+    def _check_sharded(self, tensor: Tensor, backend: str) -> None:
+        from . import sharded
+
+        if getattr(self.module, "_is_fsdp_managed_module", False):
+            raise ValueError(
+                f"{self._where()} is sharded by fully_shard already: normalize it first, then "
+                "call fully_shard"
+            )
+        sharded.check(tensor, backend)
 
     def attach(self) -> nn.Module:
         """Register now or, on a lazy module, when it materializes. Returns the module."""
