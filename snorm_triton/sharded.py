@@ -90,11 +90,11 @@ def normalize(request: Request) -> SpectralNormalized:
     return SpectralNormalized(weight_sn, u, v, sigma)
 
 
-def broadcast(mesh: DeviceMesh, *tensors: Tensor) -> None:
-    """Overwrite plain tensors with those of the first rank of the mesh."""
+def broadcast(mesh: DeviceMesh, *tensors: Tensor, source: int = 0) -> None:
+    """Overwrite plain tensors with those of the rank at ``source`` in each mesh dimension."""
     for tensor in tensors:
         for mesh_dim in range(mesh.ndim) if not tensor.is_meta else ():
-            dist.broadcast(tensor, group=mesh.get_group(mesh_dim), group_src=0)
+            dist.broadcast(tensor, group=mesh.get_group(mesh_dim), group_src=source)
 
 
 def plain(state: Tensor) -> Tensor:

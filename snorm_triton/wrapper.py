@@ -17,7 +17,7 @@ from torch.nn.utils.parametrize import (
 from torch.utils.hooks import RemovableHandle
 
 from .copying import make_copyable
-from .dispatch import BACKENDS, is_sharded, select
+from .dispatch import BACKENDS, select
 from .parametrization import (
     SpectralNormList,
     SpectralNormParametrization,
@@ -25,6 +25,7 @@ from .parametrization import (
     check_numbers,
     without_iterating,
 )
+from .refusals import check_sharding
 
 DTYPES = (
     torch.float32,
@@ -122,18 +123,7 @@ class SpectralNormWrapper:
             raise ValueError(f"{self._where()} is a scalar; it must have a dimension or more")
         check_dim(self._dim(tensor), tensor.shape)
         select(tensor, backend)
-        if is_sharded(tensor):
-            self._check_sharded(tensor, backend)
-
-    def _check_sharded(self, tensor: Tensor, backend: str) -> None:
-        from . import sharded
-
-        if getattr(self.module, "_is_fsdp_managed_module", False):
-            raise ValueError(
-                f"{self._where()} is sharded by fully_shard already: normalize it first, then "
-                "call fully_shard"
-            )
-        sharded.check(tensor, backend)
+        check_sharding(self.module, tensor, self._where(), backend)
 
     def attach(self) -> nn.Module:
         """Register now or, on a lazy module, when it materializes. Returns the module."""
@@ -144,11 +134,18 @@ class SpectralNormWrapper:
         # As torch: where the parameter is normalized already, this access iterates.
         weight = getattr(self.module, self.name)
         options = {**self.options, "dim": self._dim(weight)}
-        parametrization = SpectralNormParametrization(weight, **options)
-        register_parametrization(self.module, self.name, parametrization)
-        self._list().__class__ = SpectralNormList
-        make_copyable(self.module)
+        self.register(SpectralNormParametrization(weight, **options))
         return self.module
+
+    def register(self, parametrization: SpectralNormParametrization, tried: bool = True) -> None:
+        """Put a parametrization on the parameter; where it is ``tried``, by two accesses, as torch
+        does.
+        """
+        register_parametrization(self.module, self.name, parametrization, unsafe=not tried)
+        parametrizations = self._list()
+        parametrizations.__class__ = SpectralNormList
+        parametrizations.unsafe = parametrizations.unsafe and tried
+        make_copyable(self.module)
 
     def remove(self, *, leave_parametrized: bool = True) -> nn.Module:
         """Take every parametrization off the parameter, without iterating. Returns the module.

@@ -1,0 +1,146 @@
+"""Tensor-parallel models train as the whole model does, in either order of the two calls."""
+
+import copy
+
+import pytest
+import torch
+import torch.distributed as dist
+import torch.distributed.tensor.parallel as torch_parallel
+from torch import nn
+from torch.distributed.device_mesh import init_device_mesh
+from torch.distributed.tensor import DTensor
+from torch.distributed.tensor.parallel import ColwiseParallel, RowwiseParallel
+from torch.testing import assert_close
+from torch.utils.checkpoint import checkpoint
+
+import snorm_triton
+from snorm_triton import apply_spectral_norm, sigmas
+from snorm_triton.distributed import parallelize_module
+from whole_models import state_of
+
+ROUNDING = {"rtol": 1e-5, "atol": 1e-6}
+# Not as local tensors, whose sizes torch takes for even.
+PLAN = {"0": ColwiseParallel(use_local_output=False), "2": RowwiseParallel()}
+
+
+def model(hidden=8):
+    torch.manual_seed(0)
+    return nn.Sequential(nn.Linear(6, hidden), nn.ReLU(), nn.Linear(hidden, 5), nn.Linear(5, 1))
+
+
+def normalized_first(hidden):
+    mesh = init_device_mesh("cpu", (dist.get_world_size(),))
+    return parallelize_module(apply_spectral_norm(model(hidden)), mesh, PLAN)
+
+
+def parallelized_first(hidden):
+    mesh = init_device_mesh("cpu", (dist.get_world_size(),))
+    module = torch_parallel.parallelize_module(model(hidden), mesh, PLAN)
+    apply_spectral_norm(module)
+    # Of its own start, drawn for another weight.
+    with torch.no_grad():
+        whole = apply_spectral_norm(model(hidden)).state_dict()
+        for key, value in module.state_dict().items():
+            if key.endswith(("_u", "_v")):
+                value.copy_(whole[key])
+    return module
+
+
+def trains_as_the_whole(make, hidden):
+    parallel, whole = make(hidden), apply_spectral_norm(model(hidden))
+    assert parallel.state_dict().keys() == whole.state_dict().keys()
+    assert isinstance(parallel[0].parametrizations.weight.original, DTensor)
+    optimizers = [torch.optim.SGD(each.parameters(), lr=0.05) for each in (parallel, whole)]
+    for _ in range(4):
+        x = torch.randn(7, 6)
+        outputs = []
+        for each, optimizer in zip((parallel, whole), optimizers, strict=True):
+            optimizer.zero_grad()
+            output = each(x)
+            (output.square().mean() + each(-x).mean()).backward()
+            optimizer.step()
+            outputs.append(output)
+        assert_close(*outputs, **ROUNDING)
+        for key, sigma in sigmas(parallel).items():
+            assert_close(sigma, sigmas(whole)[key], rtol=1e-6, atol=0)
+    for key, value in parallel.state_dict().items():
+        value = value.full_tensor() if isinstance(value, DTensor) else value
+        assert_close(value, whole.state_dict()[key], **ROUNDING)
+
+
+@pytest.mark.parametrize("hidden", [8, 7])
+@pytest.mark.parametrize("make", [normalized_first, parallelized_first])
+def test_training(two_ranks, make, hidden):
+    two_ranks.run(trains_as_the_whole, make, hidden)
+
+
+def keeps_options_and_state():
+    mesh = init_device_mesh("cpu", (2,))
+    torch.manual_seed(dist.get_rank())
+    layer = nn.Linear(4, 6)
+    snorm_triton.spectral_norm(layer, n_power_iterations=3, eps=1e-6)
+    snorm_triton.spectral_norm(layer)
+    before = layer.parametrizations.weight
+    state = [copy.deepcopy(each.state_dict()) for each in before]
+    parallelize_module(layer, mesh, ColwiseParallel())
+    after = layer.parametrizations.weight
+    assert list(after) == list(before)
+    assert after is not before
+    assert not after.unsafe
+    assert layer.parametrizations.weight[0].n_power_iterations == 3
+    first = [[x.clone() for x in each.values()] for each in state]
+    dist.broadcast_object_list(first, src=0)
+    for each, values in zip(after, first, strict=True):
+        for ours, value in zip(each.state_dict().values(), values, strict=True):
+            assert torch.equal(ours, value)
+            assert type(ours) is torch.Tensor
+
+
+def test_options_and_state_stay(two_ranks):
+    two_ranks.run(keeps_options_and_state)
+
+
+def survives_what_torch_raises():
+    mesh = init_device_mesh("cpu", (2,))
+    module = nn.Sequential(snorm_triton.spectral_norm(nn.Conv2d(2, 3, 3)))
+    before = copy.deepcopy(module.state_dict())
+    with pytest.raises(NotImplementedError, match="ColwiseParallel"):
+        parallelize_module(module, mesh, {"0": ColwiseParallel()})
+    for key, value in module.state_dict().items():
+        assert torch.equal(value, before[key])
+
+
+def test_a_plan_that_torch_refuses_leaves_the_model_normalized(two_ranks):
+    two_ranks.run(survives_what_torch_raises)
+
+
+def stock_parallelize_module():
+    mesh = init_device_mesh("cpu", (2,))
+    for duplicate in (lambda layer: layer, copy.deepcopy):
+        layer = duplicate(snorm_triton.spectral_norm(nn.Linear(4, 6)))
+        with pytest.raises(
+            RuntimeError, match=r"call snorm_triton\.distributed\.parallelize_module"
+        ):
+            torch_parallel.parallelize_module(layer, mesh, ColwiseParallel())
+
+
+def test_the_stock_call_on_a_normalized_model_says_what_to_do(two_ranks):
+    two_ranks.run(stock_parallelize_module)
+
+
+def recomputes():
+    results = []
+    for use in (lambda module, x: module(x), checkpointed):
+        module = normalized_first(8)
+        use(module, torch.linspace(-1, 1, 12).view(2, 6)).sum().backward()
+        results.append([module[0].parametrizations.weight.original.grad, *state_of(module[0])])
+    for plain, recomputed in zip(*results, strict=True):
+        assert_close(plain, recomputed)
+
+
+def checkpointed(module, x):
+    return checkpoint(module, x, use_reentrant=False)
+
+
+def test_recomputation_replays(two_ranks):
+    two_ranks.run(recomputes)
