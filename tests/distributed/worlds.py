@@ -12,7 +12,7 @@ from datetime import timedelta
 from pathlib import Path
 
 PRELOADED = ["torch.distributed.fsdp", "torch.distributed.tensor", "snorm_triton", "pytest"]
-TIMEOUT = 60  # seconds, for a scenario and for any one communication of it
+TIMEOUT = 30  # seconds, for a scenario and for any one communication of it
 
 
 class World:
