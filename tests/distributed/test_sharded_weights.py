@@ -8,9 +8,9 @@ import torch.distributed as dist
 from torch import nn
 from torch.distributed.device_mesh import init_device_mesh
 from torch.distributed.tensor import DTensor, Partial, Replicate, Shard, distribute_tensor
-from torch.distributed.tensor.debug import CommDebugMode
 from torch.testing import assert_close
 
+from bench.communication import Communication
 from snorm_triton import backend_report, remove_spectral_norm, spectral_norm
 from snorm_triton.functional import spectral_normalize
 
@@ -210,20 +210,22 @@ def test_evaluation(two_ranks):
 
 
 def communication():
-    counts = []
+    sent = []
     for placement in (Shard(0), Shard(1)):
-        layer, _ = a_layer(placement)
-        with CommDebugMode() as mode:
-            weight = layer.weight
-        counts.append(sorted((str(op), n) for op, n in mode.get_comm_counts().items()))
-        with CommDebugMode() as mode:
+        layer, _ = a_layer(placement, nn.Conv2d(5, 7, 3, bias=False))
+        with Communication() as forward:
+            weight = layer.weight.to_local()
+        with Communication() as backward:
             weight.sum().backward()
-        counts.append(sorted((str(op), n) for op, n in mode.get_comm_counts().items()))
-    return counts
+        sent.append((forward.calls, backward.calls))
+    return sent
 
 
 def test_no_weight_is_gathered(two_ranks):
-    print(two_ranks.run(communication)[0])
+    a_vector_for_each_product = [("allreduce", 4 * 7), ("allreduce", 4 * 5 * 9)]
+    for forward, backward in two_ranks.run(communication)[0]:
+        assert forward == a_vector_for_each_product
+        assert backward == [("allreduce", 4)]
 
 
 def removed():

@@ -57,10 +57,12 @@ class World:
             self.ranks.append((process, ours))
 
     def stop(self):
-        for process, connection in self.ranks:
+        for _, connection in self.ranks:
+            connection.close()
+        for process, _ in self.ranks:
+            process.join(3)
             process.kill()
             process.join()
-            connection.close()
         if self.ranks:
             self.folder.cleanup()
         self.ranks = []
