@@ -90,7 +90,8 @@ def normalize(request: Request) -> SpectralNormalized:
     if is_sharded(request.weight):
         from .sharded import normalize as normalize_sharded
 
-        return normalize_sharded(request)
+        normalized: SpectralNormalized = normalize_sharded(request)
+        return normalized
     if torch.compiler.is_compiling():
         return normalize_together([request])[0]
     return normalization.normalize(request)

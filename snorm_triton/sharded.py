@@ -8,7 +8,7 @@ plain tensors, the same on every rank to the last bit.
 from __future__ import annotations
 
 from contextlib import nullcontext
-from functools import cached_property
+from functools import cached_property, partial
 from math import prod
 from typing import Any
 
@@ -48,6 +48,8 @@ def check(weight: Tensor, backend: str = "auto") -> None:
         )
 
 
+# Traced, the sums over ranks would be torch.compile's to order.
+@partial(torch.compiler.disable, reason="a sharded weight is normalized outside of the graph")
 def normalize(request: Request) -> SpectralNormalized:
     """As :func:`snorm_triton.functional.normalize`; sigma is differentiable.
 

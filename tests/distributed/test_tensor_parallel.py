@@ -144,3 +144,26 @@ def checkpointed(module, x):
 
 def test_recomputation_replays(two_ranks):
     two_ranks.run(recomputes)
+
+
+def compiled():
+    module, eager = normalized_first(8), normalized_first(8)
+    run = torch.compile(module, backend="aot_eager")
+    for _ in range(2):
+        x = torch.randn(4, 6)
+        outputs = run(x), eager(x)
+        assert_close(*outputs, **ROUNDING)
+        for output in outputs:
+            output.square().mean().backward()
+    for ours, theirs in zip(module.parameters(), eager.parameters(), strict=True):
+        assert_close(ours.grad, theirs.grad, **ROUNDING)
+    for ours, theirs in zip(state_of(module[0]), state_of(eager[0]), strict=True):
+        assert_close(ours, theirs, **ROUNDING)
+    torch._dynamo.reset()
+    whole_graph = torch.compile(module, backend="aot_eager", fullgraph=True)
+    with pytest.raises(torch._dynamo.exc.Unsupported, match="outside of the graph"):
+        whole_graph(x)
+
+
+def test_compiled_but_for_the_normalization(two_ranks):
+    two_ranks.run(compiled)

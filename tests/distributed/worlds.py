@@ -11,7 +11,7 @@ import warnings
 from datetime import timedelta
 from pathlib import Path
 
-PRELOADED = ["torch.distributed.fsdp", "torch.distributed.tensor", "snorm_triton", "pytest"]
+PRELOADED = ["torch.distributed.fsdp", "torch.distributed.tensor", "torch._dynamo", "snorm_triton"]
 TIMEOUT = 30  # seconds, for a scenario and for any one communication of it
 
 
@@ -31,10 +31,13 @@ class World:
             connection.send_bytes(call)
         outcomes = []
         for _, connection in self.ranks:
-            if not connection.poll(TIMEOUT + 10):
+            try:
+                if not connection.poll(TIMEOUT + 10):
+                    raise TimeoutError(f"a rank does not return from {scenario.__qualname__}")
+                outcomes.append(pickle.loads(connection.recv_bytes()))
+            except (EOFError, TimeoutError):
                 self.stop()
-                raise TimeoutError(f"a rank has not returned from {scenario.__qualname__}")
-            outcomes.append(pickle.loads(connection.recv_bytes()))
+                raise
         errors = [error for _, error in outcomes if error is not None]
         if errors:
             if len(errors) < self.size or len(set(map(type, errors))) > 1:
@@ -70,6 +73,7 @@ class World:
 
 def serve(rank, size, folder, connection):
     """The life of a rank: to run what it is sent until the connection ends."""
+    import pytest
     import torch
     import torch.distributed as dist
 
@@ -89,9 +93,11 @@ def serve(rank, size, folder, connection):
         try:
             with warnings.catch_warnings():
                 warnings.simplefilter("error")
+                # torch.compile hides it, but for where it is an error.
+                warnings.filterwarnings("ignore", "The .grad attribute of a Tensor that is not a")
                 torch.manual_seed(0)
                 outcome = getattr(module_of(file), name)(*args), None
-        except Exception as error:
+        except (Exception, pytest.fail.Exception) as error:
             error.add_note(f"on rank {rank}:\n{''.join(traceback.format_exc())}")
             outcome = None, error
         connection.send_bytes(pickled(outcome))
