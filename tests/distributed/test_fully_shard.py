@@ -95,6 +95,39 @@ def test_training(two_ranks, foreach, reshard):
     two_ranks.run(trains_as_the_whole, foreach, reshard)
 
 
+def trains_on_a_mesh_with_replicas():
+    mesh = init_device_mesh("cpu", (2, 2), mesh_dim_names=("replicate", "shard"))
+    whole = apply_spectral_norm(model())
+    parallel = sharded(whole, mesh=mesh)
+    train(parallel, whole)
+    assert_same_state(parallel, whole)
+    assert_close(parallel[4].weight.full_tensor(), whole[4].weight, **ROUNDING)
+
+
+def test_hybrid_sharding(four_ranks):
+    four_ranks.run(trains_on_a_mesh_with_replicas)
+
+
+def from_meta():
+    whole = apply_spectral_norm(model())
+    with torch.device("meta"):
+        parallel = sharded(apply_spectral_norm(model()))
+    parallel.to_empty(device="cpu")
+    loads_whole(parallel, whole.state_dict())
+    train(parallel, whole)
+    assert_same_state(parallel, whole)
+
+
+def loads_whole(parallel, state):
+    options = StateDictOptions(full_state_dict=True, broadcast_from_rank0=True)
+    given = copy.deepcopy(state) if dist.get_rank() == 0 else {}
+    set_model_state_dict(parallel, given, options=options)
+
+
+def test_a_model_made_on_meta(two_ranks):
+    two_ranks.run(from_meta)
+
+
 def mixed_precision():
     whole = apply_spectral_norm(model())
     policy = MixedPrecisionPolicy(param_dtype=torch.bfloat16, reduce_dtype=torch.float32)
@@ -184,9 +217,7 @@ def perturb(module):
 
 def loaded_from_full(expected):
     parallel = sharded(apply_spectral_norm(model().apply(perturb)))
-    options = StateDictOptions(full_state_dict=True, broadcast_from_rank0=True)
-    given = copy.deepcopy(expected) if dist.get_rank() == 0 else {}
-    set_model_state_dict(parallel, given, options=options)
+    loads_whole(parallel, expected)
     for key, value in parallel.state_dict().items():
         assert torch.equal(plain(value), expected[key])
 

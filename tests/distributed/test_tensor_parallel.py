@@ -1,14 +1,16 @@
 """Tensor-parallel models train as the whole model does, in either order of the two calls."""
 
 import copy
+import io
 
 import pytest
 import torch
 import torch.distributed as dist
 import torch.distributed.tensor.parallel as torch_parallel
 from torch import nn
+from torch.distributed.checkpoint.state_dict import StateDictOptions, set_model_state_dict
 from torch.distributed.device_mesh import init_device_mesh
-from torch.distributed.tensor import DTensor
+from torch.distributed.tensor import DTensor, distribute_module, distribute_tensor
 from torch.distributed.tensor.parallel import ColwiseParallel, RowwiseParallel
 from torch.testing import assert_close
 from torch.utils.checkpoint import checkpoint
@@ -28,12 +30,17 @@ def model(hidden=8):
     return nn.Sequential(nn.Linear(6, hidden), nn.ReLU(), nn.Linear(hidden, 5), nn.Linear(5, 1))
 
 
-def normalized_first(hidden):
+def normalized_first(hidden=8):
     mesh = init_device_mesh("cpu", (dist.get_world_size(),))
     return parallelize_module(apply_spectral_norm(model(hidden)), mesh, PLAN)
 
 
-def parallelized_first(hidden):
+def normalized_together(hidden=8):
+    """But for the sharded weights, each of which is left to its access."""
+    return apply_spectral_norm(normalized_first(hidden), foreach=True)
+
+
+def parallelized_first(hidden=8):
     mesh = init_device_mesh("cpu", (dist.get_world_size(),))
     module = torch_parallel.parallelize_module(model(hidden), mesh, PLAN)
     apply_spectral_norm(module)
@@ -69,7 +76,7 @@ def trains_as_the_whole(make, hidden):
 
 
 @pytest.mark.parametrize("hidden", [8, 7])
-@pytest.mark.parametrize("make", [normalized_first, parallelized_first])
+@pytest.mark.parametrize("make", [normalized_first, parallelized_first, normalized_together])
 def test_training(two_ranks, make, hidden):
     two_ranks.run(trains_as_the_whole, make, hidden)
 
@@ -131,7 +138,7 @@ def test_the_stock_call_on_a_normalized_model_says_what_to_do(two_ranks):
 def recomputes():
     results = []
     for use in (lambda module, x: module(x), checkpointed):
-        module = normalized_first(8)
+        module = normalized_first()
         use(module, torch.linspace(-1, 1, 12).view(2, 6)).sum().backward()
         results.append([module[0].parametrizations.weight.original.grad, *state_of(module[0])])
     for plain, recomputed in zip(*results, strict=True):
@@ -146,8 +153,86 @@ def test_recomputation_replays(two_ranks):
     two_ranks.run(recomputes)
 
 
+def in_half_precision(half):
+    parallel, whole = normalized_first(), apply_spectral_norm(model())
+    x = torch.randn(3, 6)
+    outputs = half(parallel, x), half(whole, x)
+    assert_close(*outputs, rtol=2e-2, atol=2e-2)
+    for output in outputs:
+        output.sum().backward()
+    assert {sigma.dtype for sigma in sigmas(parallel).values()} == {torch.float32}
+    for key, sigma in sigmas(parallel).items():
+        assert_close(sigma, sigmas(whole)[key], rtol=1e-6, atol=0)
+    grads = [each[0].parametrizations.weight.original.grad for each in (parallel, whole)]
+    assert_close(grads[0].full_tensor(), grads[1], rtol=2e-2, atol=2e-2)
+
+
+def autocast(module, x):
+    with torch.autocast("cpu", torch.bfloat16):
+        return module(x)
+
+
+def bfloat16(module, x):
+    return module.bfloat16()(x.bfloat16())
+
+
+@pytest.mark.parametrize("half", [autocast, bfloat16])
+def test_half_precision_keeps_the_estimate_in_float32(two_ranks, half):
+    two_ranks.run(in_half_precision, half)
+
+
+def copied():
+    module = normalized_first()
+    twin = copy.deepcopy(module)
+    x = torch.randn(3, 6)
+    assert torch.equal(module(x), twin(x))
+    file = io.BytesIO()
+    torch.save(module.state_dict(), file)
+    file.seek(0)
+    module(x)
+    module.load_state_dict(torch.load(file, weights_only=True))
+    assert torch.equal(module(x), twin(x))
+
+
+def test_copies_and_files(two_ranks):
+    two_ranks.run(copied)
+
+
+def replicated():
+    """By torch's distribute_module, which makes DTensors of u, v and sigma too."""
+    mesh = init_device_mesh("cpu", (2,))
+    whole = apply_spectral_norm(model())
+    module = distribute_module(copy.deepcopy(whole), mesh)
+    assert isinstance(module[0].parametrizations.weight[0]._u, DTensor)
+    for _ in range(2):
+        x = torch.randn(3, 6)
+        assert_close(module(distribute_tensor(x, mesh)).full_tensor(), whole(x), **ROUNDING)
+    for ours, theirs in zip(state_of(module[0]), state_of(whole[0]), strict=True):
+        assert_close(ours.full_tensor(), theirs, **ROUNDING)
+
+
+def test_a_replicated_model(two_ranks):
+    two_ranks.run(replicated)
+
+
+def from_meta():
+    with torch.device("meta"):
+        module = parallelized_first()
+    module.to_empty(device="cpu")
+    whole = apply_spectral_norm(model())
+    options = StateDictOptions(full_state_dict=True, broadcast_from_rank0=True)
+    given = copy.deepcopy(whole.state_dict()) if dist.get_rank() == 0 else {}
+    set_model_state_dict(module, given, options=options)
+    x = torch.randn(3, 6)
+    assert_close(module(x), whole(x), **ROUNDING)
+
+
+def test_a_model_made_on_meta(two_ranks):
+    two_ranks.run(from_meta)
+
+
 def compiled():
-    module, eager = normalized_first(8), normalized_first(8)
+    module, eager = normalized_first(), normalized_first()
     run = torch.compile(module, backend="aot_eager")
     for _ in range(2):
         x = torch.randn(4, 6)
