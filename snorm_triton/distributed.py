@@ -43,13 +43,16 @@ def parallelize_module(
         The same model, its sharded weights DTensors.
 
     Raises:
-        ValueError: a parameter in the plan cannot be normalized where it is placed now. What torch
-            raises goes through; the model is normalized then as it was.
+        ValueError: FSDP2 has sharded the model already, or a parameter cannot be normalized where
+            the plan has placed it. What torch raises goes through. The model is normalized in any
+            case.
     """
-    taken = [(wrapper, wrapper.parametrizations) for wrapper in list(_normalized(model))]
-    for wrapper, _ in taken:
-        wrapper.remove(leave_parametrized=False)
+    taken: list[tuple[SpectralNormWrapper, list[SpectralNormParametrization]]] = []
     try:
+        for wrapper in list(_normalized(model)):
+            parametrizations = wrapper.parametrizations
+            wrapper.remove(leave_parametrized=False)
+            taken.append((wrapper, parametrizations))
         torch_parallelize_module(model, mesh, plan, src_data_rank=src_data_rank)
         for wrapper, parametrizations in taken:
             weight = wrapper.original

@@ -36,7 +36,8 @@ def spectral_normalize(
 
     Args:
         weight: at least 2-D, floating or complex, of shape S; read as the matrix of shape (M, N)
-            with M = S[dim] and N the product of the other sizes, in order.
+            with M = S[dim] and N the product of the other sizes, in order. A DTensor is taken shard
+            by shard, and every rank of its mesh must call; the vectors stay plain tensors.
         u: shape (M,), the weight's dtype but at least float32.
         v: shape (N,), the dtype of ``u``.
         dim: the dimension of the outputs.

@@ -23,6 +23,15 @@ def check_sharding(module: nn.Module, tensor: Tensor, where: str, backend: str) 
     check(tensor, backend)
 
 
+def check_removable(parametrizations: nn.Module, where: str) -> None:
+    """Raise ValueError where FSDP2 would go on setting the parameter of what is removed."""
+    if getattr(parametrizations, "_is_fsdp_managed_module", False):
+        raise ValueError(
+            f"{where} is sharded by fully_shard: load its full state dict into a model that is "
+            "not, and remove the spectral norm there"
+        )
+
+
 def refuse_parallelizing(cls: type[nn.Module]) -> None:
     """Let the class of one parametrized module refuse what ColwiseParallel tries on it."""
     base: Any = cls.__bases__[0]

@@ -25,7 +25,7 @@ from .parametrization import (
     check_numbers,
     without_iterating,
 )
-from .refusals import check_sharding
+from .refusals import check_removable, check_sharding
 
 DTYPES = (
     torch.float32,
@@ -156,6 +156,8 @@ class SpectralNormWrapper:
         deferred = self._deferred()
         if not self.parametrizations and not deferred:
             raise ValueError(f"no spectral norm of snorm_triton is registered on {self._where()}")
+        if self.parametrizations:
+            check_removable(self._list(), self._where())
         for waiting in deferred:
             waiting.cancel()
         if self.parametrizations:

@@ -18,7 +18,7 @@ from torch.distributed.tensor import DTensor
 from torch.distributed.tensor.parallel import ColwiseParallel, RowwiseParallel
 from torch.testing import assert_close
 
-from snorm_triton import apply_spectral_norm, sigmas, spectral_norm
+from snorm_triton import apply_spectral_norm, remove_spectral_norm, sigmas, spectral_norm
 from snorm_triton.distributed import parallelize_module
 
 ROUNDING = {"rtol": 1e-5, "atol": 1e-6}
@@ -182,6 +182,51 @@ def normalized_after():
 
 def test_normalizing_after_fully_shard(two_ranks):
     two_ranks.run(normalized_after)
+
+
+def removed_after():
+    parallel = sharded(apply_spectral_norm(model()))
+    before = {key: plain(value).clone() for key, value in parallel.state_dict().items()}
+    mesh = init_device_mesh("cpu", (2,))
+    for take_off in (
+        lambda: remove_spectral_norm(parallel[4]),
+        lambda: remove_spectral_norm(parallel, recursive=True),
+        lambda: parallelize_module(parallel, mesh, {"4": ColwiseParallel()}),
+    ):
+        with pytest.raises(ValueError, match="load its full state dict into a model that is not"):
+            take_off()
+    for key, value in parallel.state_dict().items():
+        assert torch.equal(plain(value), before[key])
+    parallel(images()).sum().backward()
+
+
+def test_removal_from_a_sharded_model(two_ranks):
+    two_ranks.run(removed_after)
+
+
+class Below(nn.Module):
+    """A model that is a group of its own below the root, and takes a gradient further down."""
+
+    def __init__(self):
+        super().__init__()
+        self.first = nn.Conv2d(2, 2, 1)
+        self.model = apply_spectral_norm(model(), foreach=True)
+
+    def forward(self, x):
+        return self.model(self.first(x))
+
+
+def below_the_root():
+    whole = Below()
+    parallel = copy.deepcopy(whole)
+    for module in (parallel.model, parallel):
+        fully_shard(module)
+    train(parallel, whole)
+    assert_same_state(parallel, whole)
+
+
+def test_a_model_prepared_as_a_whole_below_the_root(two_ranks):
+    two_ranks.run(below_the_root)
 
 
 def saved(path):
