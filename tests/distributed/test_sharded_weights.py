@@ -122,6 +122,22 @@ def test_dtypes(two_ranks, dtype, sharded_dim):
     two_ranks.run(as_the_whole, (2,), [Shard(sharded_dim)], (6, 5), 0, torch.clone, 1, dtype)
 
 
+def under_autocast():
+    for shape, dim, sharded_dim, _ in WEIGHTS.values():
+        weight = torch.randn(shape)
+        sharded = distribute_tensor(weight, init_device_mesh("cpu", (2,)), [Shard(sharded_dim)])
+        u, v = unit(shape[dim]), unit(weight.numel() // shape[dim])
+        whole = spectral_normalize(weight, u, v, dim=dim)
+        with torch.autocast("cpu", torch.bfloat16):
+            ours = spectral_normalize(sharded, u, v, dim=dim)
+        for a, b in zip(ours[1:], whole[1:], strict=True):
+            assert_close(a, b, **ROUNDING)
+
+
+def test_the_estimate_leaves_autocast(two_ranks):
+    two_ranks.run(under_autocast)
+
+
 def a_layer(placement, layer=None):
     """A normalized layer whose weight is sharded, and the same with a whole weight."""
     mesh = init_device_mesh("cpu", (dist.get_world_size(),))
@@ -135,10 +151,11 @@ def a_layer(placement, layer=None):
 
 
 def registered_with_unlike_seeds():
-    torch.manual_seed(dist.get_rank())
-    mesh = init_device_mesh("cpu", (2,))
+    mesh = init_device_mesh("cpu", (2, 2))
     layer = nn.Linear(6, 5)
-    layer.weight = nn.Parameter(distribute_tensor(layer.weight.detach(), mesh, [Shard(0)]))
+    placements = [Replicate(), Shard(0)]
+    layer.weight = nn.Parameter(distribute_tensor(layer.weight.detach(), mesh, placements))
+    torch.manual_seed(dist.get_rank())
     spectral_norm(layer)
     parametrization = layer.parametrizations.weight[0]
     state = parametrization.state_dict()
@@ -146,8 +163,8 @@ def registered_with_unlike_seeds():
     same_on_every_rank(*state.values(), parametrization.sigma)
 
 
-def test_u_and_v_start_the_same_on_ranks_with_unlike_seeds(two_ranks):
-    two_ranks.run(registered_with_unlike_seeds)
+def test_u_and_v_start_the_same_on_ranks_with_unlike_seeds(four_ranks):
+    four_ranks.run(registered_with_unlike_seeds)
 
 
 def zero_and_non_finite():
