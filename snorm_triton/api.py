@@ -83,7 +83,8 @@ def spectral_norm(
     Raises:
         ValueError: ``name`` is not a parameter, or one that is not dense and floating point or
             complex; ``n_power_iterations`` or ``eps`` is not positive; ``backend`` is unknown or
-            cannot run; the parameter is lazy and ``init_on_first_forward`` is False.
+            cannot run; the parameter is lazy and ``init_on_first_forward`` is False; it is sharded
+            by FSDP2 already, or a DTensor whose placements are not all Shard or Replicate.
         IndexError: ``dim`` is out of range. Whatever is raised, the module is unchanged.
 
     Example:

@@ -69,18 +69,19 @@ def normalize(request: Request) -> SpectralNormalized:
         buffers = [plain(buffer) for buffer in request.buffers]
         written = [u, v, sigma.abs() if sigma.is_complex() else sigma]
         torch._foreach_copy_(buffers, written[-len(buffers) :])
-    ops = operations(dense)
+    # A rank may hold nothing of the weight, for which no kernel is launched.
+    rescale = operations(dense, request.backend).rescale if dense.numel() else eager.rescale
     shard_sn: Tensor
     if torch.is_grad_enabled() and weight.requires_grad:
         direction = layout.rows(u), layout.columns(v)
         if weight.is_complex():
             shard_sn = _rescale_in_torch(layout, shard, *direction, dtype)
         else:
-            shard_sn = ops.rescale(dense, sigma, dtype)
+            shard_sn = rescale(dense, sigma, dtype)
             shard_sn = _Rescaled.apply(layout, view, (*direction, sigma), shard_sn, shard)
         sigma = differentiable_sigma(sigma, shard, direction[0], direction[1].conj(), dim)
     else:
-        shard_sn = ops.rescale(dense, sigma, dtype)
+        shard_sn = rescale(dense, sigma, dtype)
     weight_sn = DTensor.from_local(
         shard_sn,
         weight.device_mesh,

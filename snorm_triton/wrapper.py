@@ -138,9 +138,7 @@ class SpectralNormWrapper:
         return self.module
 
     def register(self, parametrization: SpectralNormParametrization, tried: bool = True) -> None:
-        """Put a parametrization on the parameter; where it is ``tried``, by two accesses, as torch
-        does.
-        """
+        """Put a parametrization on the parameter; ``tried`` has torch try it, which iterates."""
         register_parametrization(self.module, self.name, parametrization, unsafe=not tried)
         parametrizations = self._list()
         parametrizations.__class__ = SpectralNormList
