@@ -8,6 +8,8 @@ from .api import (
     sigmas,
     spectral_norm,
 )
+from .checkpoint import convert_state_dict
+from .conversion import convert_spectral_norm
 from .models import (
     SNDCGANDiscriminator,
     SNDCGANGenerator,
@@ -29,6 +31,8 @@ __all__ = [
     "__version__",
     "apply_spectral_norm",
     "backend_report",
+    "convert_spectral_norm",
+    "convert_state_dict",
     "functional",
     "remove_spectral_norm",
     "sigmas",

@@ -64,8 +64,7 @@ def parallelize_module(
                     broadcast(weight.device_mesh, *each.buffers(), source=src_data_rank)
     finally:
         for wrapper, parametrizations in taken:
-            for parametrization in parametrizations:
-                wrapper.register(parametrization, tried=False)
+            wrapper.put_back(parametrizations)
     return model
 
 

@@ -11,7 +11,8 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.nn.utils.parametrize import ParametrizationList
 
-from .dispatch import is_sharded
+from . import recomputation, updates
+from .dispatch import is_sharded, select
 from .functional import (
     l2_normalize,
     matrix_shape,
@@ -22,6 +23,7 @@ from .functional import (
 from .normalization import Request
 
 WARM_UP_ITERATIONS = 15
+POLICIES = ("access", "update")
 
 
 class Prepared(Protocol):
@@ -42,8 +44,10 @@ class SpectralNormParametrization(nn.Module):
     The last sigma is a buffer of shape () that no state dict holds.
 
     Starts from random vectors, drawn as torch draws them, and 15 power iterations, so it can be
-    used in evaluation before any training. In training each access iterates; in evaluation none
-    does, and nothing is written. The buffers are updated in place: replicas that share their
+    used in evaluation before any training. In training each access iterates, or with
+    ``power_iter="update"`` the first one after a step of an optimizer or another change of the
+    weight, and later ones replay its u, v and sigma. In evaluation none does, and nothing is
+    written. The buffers are updated in place: replicas that share their
     storage see it, and their addresses stay. What backward needs is never the live buffer.
 
     Args:
@@ -53,16 +57,21 @@ class SpectralNormParametrization(nn.Module):
         eps: lower bound of \|u\|, \|v\| in evaluation, and of the norm of a 1-D weight.
         stable_fp32: keep u, v and sigma at least float32 when the module becomes half or bfloat16.
         power_iter_on_eval: iterate in evaluation too.
+        power_iter: ``"access"`` or ``"update"``.
         backend: see :func:`snorm_triton.dispatch.select`.
+        vectors: u and v to go on from, as they are, in place of random ones and iterations; sigma
+            is then NaN until the first access. A 1-D weight has none.
 
     Raises:
         IndexError: ``dim`` is out of range.
-        ValueError: ``n_power_iterations`` or ``eps`` is not positive, or ``backend`` cannot run.
+        ValueError: ``n_power_iterations`` or ``eps`` is not positive, ``power_iter`` is unknown,
+            ``backend`` cannot run, or ``vectors`` are not of shapes (M,) and (N,).
     """
 
     _u: Tensor
     _v: Tensor
     _sigma: Tensor
+    _due: Tensor  # of policy "update": whether the next access of compiled code iterates
     prepared: Prepared | None = None
 
     def __init__(
@@ -74,45 +83,92 @@ class SpectralNormParametrization(nn.Module):
         *,
         stable_fp32: bool = True,
         power_iter_on_eval: bool = False,
+        power_iter: str = "access",
         backend: str = "auto",
+        vectors: tuple[Tensor, Tensor] | None = None,
     ) -> None:
         super().__init__()
         check_dim(dim, weight.shape)
         check_numbers(n_power_iterations, eps)
+        check_policy(power_iter)
+        select(weight, backend)
         self.n_power_iterations = n_power_iterations
         self.dim = dim % weight.ndim
         self.eps = eps
         self.stable_fp32 = stable_fp32
         self.power_iter_on_eval = power_iter_on_eval
+        self.power_iter = power_iter
         self.backend = backend
+        self.iterations = recomputation.Iterations()
         with torch.no_grad():
-            self._warm_up(weight)
+            self._start(weight, vectors)
 
-    def _warm_up(self, weight: Tensor) -> None:
+    def _start(self, weight: Tensor, vectors: tuple[Tensor, Tensor] | None) -> None:
         dtype = state_dtype(weight)
         if weight.ndim == 1:
             sigma = torch.linalg.vector_norm(weight, dtype=dtype)
         else:
-            rows, columns = matrix_shape(weight, self.dim)
-            u = torch.empty(rows, dtype=dtype, device=weight.device).normal_(0, 1)
-            v = torch.empty(columns, dtype=dtype, device=weight.device).normal_(0, 1)
-            if is_sharded(weight):
-                from .sharded import broadcast
-
-                broadcast(cast(Any, weight).device_mesh, u, v)
-            _, u, v, sigma = spectral_normalize(
-                weight,
-                F.normalize(u, dim=0, eps=self.eps),
-                F.normalize(v, dim=0, eps=self.eps),
-                dim=self.dim,
-                n_power_iterations=WARM_UP_ITERATIONS,
-                backend=self.backend,
-            )
+            if vectors is None:
+                u, v, sigma = self._warm_up(weight, dtype)
+            else:
+                check_vectors(vectors, weight, self.dim)
+                u, v = (vector.to(dtype).contiguous() for vector in vectors)
+                sigma = u.new_full((), torch.nan)
             self.register_buffer("_u", u)
             self.register_buffer("_v", v)
+            self._count_iterations()
         self.register_buffer("_sigma", sigma.abs(), persistent=False)
+        if self.power_iter == "update":
+            self.register_buffer("_due", torch.ones_like(self._sigma), persistent=False)
+            self._follow_updates()
         if not self.stable_fp32:
             self._apply(lambda state: state.to(weight.dtype))
+
+    def _warm_up(self, weight: Tensor, dtype: torch.dtype) -> tuple[Tensor, Tensor, Tensor]:
+        rows, columns = matrix_shape(weight, self.dim)
+        u = torch.empty(rows, dtype=dtype, device=weight.device).normal_(0, 1)
+        v = torch.empty(columns, dtype=dtype, device=weight.device).normal_(0, 1)
+        if is_sharded(weight):
+            from .sharded import broadcast
+
+            broadcast(cast(Any, weight).device_mesh, u, v)
+        _, u, v, sigma = spectral_normalize(
+            weight,
+            F.normalize(u, dim=0, eps=self.eps),
+            F.normalize(v, dim=0, eps=self.eps),
+            dim=self.dim,
+            n_power_iterations=WARM_UP_ITERATIONS,
+            backend=self.backend,
+        )
+        return u, v, sigma
+
+    def _follow_updates(self) -> None:
+        self._updated_for: tuple[object, ...] | None = None  # the weight that u and v are of
+        updates.follow(self)
+
+    @property
+    def due(self) -> Tensor:
+        """Raised by every step of an optimizer, shape (): compiled code sees no Python number."""
+        return self._due
+
+    def _is_due(self, weight: Tensor) -> bool:
+        """Whether the weight may have changed since the last iteration, which this then is."""
+        now: tuple[object, ...] = (
+            updates.steps,
+            0 if weight.is_inference() else weight._version,
+            id(weight),
+            weight.data_ptr() if type(weight) in (Tensor, nn.Parameter) else None,
+        )
+        if "_is_fsdp_managed_module" in self.__dict__:
+            # FSDP2 has a weight as two objects, one of them in other memory at each forward and not
+            # alike on all ranks.
+            now = (updates.steps,)
+        if now == self._updated_for:
+            return False
+        self._updated_for = now
+        with torch.no_grad():
+            self._due.zero_()
+        return True
 
     @property
     def sigma(self) -> Tensor:
@@ -142,13 +198,24 @@ class SpectralNormParametrization(nn.Module):
             u, v, sigma = u.detach(), v.detach(), sigma.detach()
         dtype = state_dtype(weight)
         n_power_iterations, replayed = 0, None
+        due: Tensor | None = None
         written: tuple[Tensor, ...] = (sigma,)
         iterates = self.training or self.power_iter_on_eval
-        if not torch.compiler.is_compiling() and torch._C._current_graph_task_id() != -1:
-            # Inside a backward: what was a forward is recomputed, and must not come out otherwise.
-            written, replayed = (), sigma.to(dtype) if iterates else None
-        elif iterates:
+        if not torch.compiler.is_compiling() and recomputation.is_running():
+            written = ()
+            if iterates:
+                if self.power_iter == "access":
+                    self.iterations.replay()
+                replayed = sigma.to(dtype)
+        elif iterates and self.power_iter == "update" and torch.compiler.is_compiling():
+            due = buffers["_due"]
             n_power_iterations, written = self.n_power_iterations, (u, v, sigma)
+        elif iterates and (self.power_iter == "access" or self._is_due(weight)):
+            n_power_iterations, written = self.n_power_iterations, (u, v, sigma)
+            if not torch.compiler.is_compiling():
+                self.iterations.add()
+        elif iterates:
+            written, replayed = (), sigma.to(dtype)
         elif torch.compiler.is_compiling():
             written = ()  # a compiled evaluation is pure
         return Request(
@@ -162,11 +229,18 @@ class SpectralNormParametrization(nn.Module):
             self.backend,
             written,
             replayed,
+            due,
         )
 
     def __getstate__(self) -> dict[str, Any]:
         # What was prepared belongs to a forward of this very module.
         return {key: value for key, value in self.__dict__.items() if key != "prepared"}
+
+    def __setstate__(self, state: dict[str, Any]) -> None:
+        super().__setstate__(state)
+        self._count_iterations()
+        if self.power_iter == "update":
+            self._follow_updates()
 
     def right_inverse(self, value: Tensor) -> Tensor:
         """The value itself: assigning to the parameter sets the weight before normalization."""
@@ -174,6 +248,8 @@ class SpectralNormParametrization(nn.Module):
 
     def extra_repr(self) -> str:
         options = f"n_power_iterations={self.n_power_iterations}, dim={self.dim}, eps={self.eps:g}"
+        if self.power_iter != "access":
+            options += f", power_iter={self.power_iter!r}"
         return options + (f", backend={self.backend!r}" if self.backend != "auto" else "")
 
     def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> Any:
@@ -187,6 +263,9 @@ class SpectralNormParametrization(nn.Module):
         self._widen(dict(self._buffers))
         with torch.no_grad():
             self._sigma.fill_(torch.nan)
+            if self.power_iter == "update":
+                self._updated_for = None
+                self._due.fill_(1)
 
     def _widen(self, sources: dict[str, Tensor | None]) -> None:
         """Where a buffer has become half precision, take it from ``sources`` in float32 instead.
@@ -203,6 +282,11 @@ class SpectralNormParametrization(nn.Module):
             if self.stable_fp32 and dtype != buffer.dtype:
                 buffer = source.to(buffer.device, dtype)
             self._buffers[name] = buffer.contiguous()
+        self._count_iterations()
+
+    def _count_iterations(self) -> None:
+        if (u := self._buffers.get("_u")) is not None:
+            recomputation.count_as(u, self.iterations)
 
 
 class SpectralNormList(ParametrizationList):
@@ -229,6 +313,12 @@ def check_numbers(n_power_iterations: int, eps: float) -> None:
         raise ValueError(f"eps must be positive and finite, got {eps!r}")
 
 
+def check_policy(power_iter: str) -> None:
+    """Raise ValueError for a policy that is neither "access" nor "update"."""
+    if power_iter not in POLICIES:
+        raise ValueError(f"power_iter must be one of {', '.join(POLICIES)}, got {power_iter!r}")
+
+
 def check_dim(dim: int, shape: torch.Size) -> None:
     """Raise ValueError for a dim that is no integer, IndexError for one that ``shape`` lacks."""
     if not _is_integer(dim):
@@ -237,6 +327,17 @@ def check_dim(dim: int, shape: torch.Size) -> None:
         raise IndexError(
             f"dim must be in [{-len(shape)}, {len(shape) - 1}] for a parameter of shape "
             f"{tuple(shape)}, got {dim}"
+        )
+
+
+def check_vectors(vectors: tuple[Tensor, Tensor], weight: Tensor, dim: int) -> None:
+    """Raise ValueError where u and v are not those of a weight of this shape."""
+    shapes = [tuple(vector.shape) for vector in vectors]
+    expected = [(size,) for size in matrix_shape(weight, dim)]
+    if shapes != expected:
+        raise ValueError(
+            f"vectors must be u and v of shapes {expected[0]} and {expected[1]} for a weight of "
+            f"shape {tuple(weight.shape)} and dim {dim}, got {shapes}"
         )
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import inspect
+from collections.abc import Sequence
 from typing import Any
 
 import torch
@@ -16,13 +17,16 @@ from torch.nn.utils.parametrize import (
 )
 from torch.utils.hooks import RemovableHandle
 
+from .checkpoint import legacy_keys, parametrized_keys
 from .copying import make_copyable
 from .dispatch import BACKENDS, select
+from .loading import before_load, forget_checkpoints, take_checkpoints
 from .parametrization import (
     SpectralNormList,
     SpectralNormParametrization,
     check_dim,
     check_numbers,
+    check_policy,
     without_iterating,
 )
 from .refusals import check_removable, check_sharding
@@ -35,7 +39,11 @@ DTYPES = (
     torch.complex64,
     torch.complex128,
 )
-OPTIONS = tuple(inspect.signature(SpectralNormParametrization).parameters)[1:]
+OPTIONS = tuple(
+    option
+    for option in inspect.signature(SpectralNormParametrization).parameters
+    if option not in ("weight", "vectors")
+)
 _TRANSPOSED = (nn.ConvTranspose1d, nn.ConvTranspose2d, nn.ConvTranspose3d)
 
 
@@ -104,6 +112,7 @@ class SpectralNormWrapper:
         """Raise what :meth:`attach` would raise; an access that would iterate is not made."""
         tensor = self.original
         check_numbers(self.options.get("n_power_iterations", 1), self.options.get("eps", 1e-12))
+        check_policy(self.options.get("power_iter", "access"))
         backend = self.options.get("backend", "auto")
         if backend not in BACKENDS:
             raise ValueError(f"backend must be one of {', '.join(BACKENDS)}, got {backend!r}")
@@ -134,15 +143,22 @@ class SpectralNormWrapper:
         # As torch: where the parameter is normalized already, this access iterates.
         weight = getattr(self.module, self.name)
         options = {**self.options, "dim": self._dim(weight)}
-        self.register(SpectralNormParametrization(weight, **options))
+        parametrization = SpectralNormParametrization(weight, **options)
+        register_parametrization(self.module, self.name, parametrization)
+        self.adopt()
         return self.module
 
-    def register(self, parametrization: SpectralNormParametrization, tried: bool = True) -> None:
-        """Put a parametrization on the parameter; ``tried`` has torch try it, which iterates."""
-        register_parametrization(self.module, self.name, parametrization, unsafe=not tried)
-        parametrizations = self._list()
-        parametrizations.__class__ = SpectralNormList
-        parametrizations.unsafe = parametrizations.unsafe and tried
+    def put_back(self, parametrizations: Sequence[SpectralNormParametrization]) -> None:
+        """Register what was taken off, as it is: neither torch's checks nor an iteration."""
+        for parametrization in parametrizations:
+            register_parametrization(self.module, self.name, parametrization, unsafe=True)
+        self._list().unsafe = False
+        self.adopt()
+
+    def adopt(self) -> None:
+        """Make of a module that ours is registered on what :meth:`attach` makes of it."""
+        self._list().__class__ = SpectralNormList
+        take_checkpoints(self.module)
         make_copyable(self.module)
 
     def remove(self, *, leave_parametrized: bool = True) -> nn.Module:
@@ -163,6 +179,8 @@ class SpectralNormWrapper:
                 remove_parametrizations(self.module, self.name, leave_parametrized)
             if is_parametrized(self.module):
                 make_copyable(self.module)
+        if not _waiting(self.module):
+            forget_checkpoints(self.module)
         return self.module
 
     def _list(self) -> ParametrizationList:
@@ -170,12 +188,7 @@ class SpectralNormWrapper:
         return parametrizations[self.name]  # type: ignore[no-any-return]
 
     def _deferred(self) -> list[_Deferred]:
-        hooks = self.module._forward_pre_hooks.values()
-        return [
-            hook
-            for hook in hooks
-            if isinstance(hook, _Deferred) and hook.name == self.name and not hook.attached
-        ]
+        return [waiting for waiting in _waiting(self.module) if waiting.name == self.name]
 
     @property
     def original(self) -> Tensor:
@@ -229,6 +242,7 @@ class _Deferred:
         self.attached = False
 
     def wait(self, module: nn.Module) -> None:
+        take_checkpoints(module)  # not while attaching: torch iterates over the load hooks then
         self.handles = (
             module.register_forward_pre_hook(self),
             module.register_load_state_dict_pre_hook(self.before_load),
@@ -255,7 +269,10 @@ class _Deferred:
 
         The hooks stay until the first forward: torch is iterating over them here.
         """
-        original = state_dict.get(f"{prefix}parametrizations.{self.name}.original")
+        original = state_dict.get(parametrized_keys(prefix, self.name)[0])
+        legacy_original, legacy_u, _ = legacy_keys(prefix, self.name)
+        if original is None and legacy_u in state_dict:
+            original = state_dict.get(legacy_original)
         if self.attached or original is None or is_lazy(original):
             return
         tensor = module._parameters.get(self.name)
@@ -267,3 +284,9 @@ class _Deferred:
                 # LazyLinear would read the weight for it, and so iterate.
                 module.in_features = original.shape[1]
         self.attach(module)
+        before_load(module, state_dict, prefix, *args)
+
+
+def _waiting(module: nn.Module) -> list[_Deferred]:
+    hooks = module._forward_pre_hooks.values()
+    return [hook for hook in hooks if isinstance(hook, _Deferred) and not hook.attached]

@@ -78,9 +78,10 @@ def train(parallel, whole, steps=3):
     return parallel
 
 
-def trains_as_the_whole(foreach, reshard):
-    whole = apply_spectral_norm(model(), foreach=foreach)
+def trains_as_the_whole(foreach, reshard, power_iter):
+    whole = apply_spectral_norm(model(), foreach=foreach, power_iter=power_iter)
     parallel = sharded(whole, reshard_after_forward=reshard)
+    whole = copy.deepcopy(whole)  # a copy's weights are new to it, to policy "update" a change
     originals = [key for key in parallel.state_dict() if key.endswith("original")]
     assert all(isinstance(parallel.state_dict()[key], DTensor) for key in originals)
     train(parallel, whole)
@@ -91,8 +92,29 @@ def trains_as_the_whole(foreach, reshard):
 
 @pytest.mark.parametrize("reshard", [True, False])
 @pytest.mark.parametrize("foreach", [True, False])
-def test_training(two_ranks, foreach, reshard):
-    two_ranks.run(trains_as_the_whole, foreach, reshard)
+@pytest.mark.parametrize("power_iter", ["access", "update"])
+def test_training(two_ranks, foreach, reshard, power_iter):
+    two_ranks.run(trains_as_the_whole, foreach, reshard, power_iter)
+
+
+def iterates_once_a_step():
+    """Though FSDP2 gathers a weight at each forward in memory of its own."""
+    layer = nn.Linear(6, 4)
+    parallel = fully_shard(spectral_norm(layer, power_iter="update"))
+    optimizer = torch.optim.SGD(parallel.parameters(), lr=0.1)
+    iterations, kept = layer.parametrizations.weight[0].iterations, []
+    for _ in range(2):
+        before = iterations.total
+        for _ in range(3):
+            parallel(torch.randn(3, 6)).sum().backward()
+            kept.append(torch.empty(24))  # where the weight was
+            _ = parallel.weight
+        assert iterations.total == before + 1
+        optimizer.step()
+
+
+def test_one_iteration_a_step(two_ranks):
+    two_ranks.run(iterates_once_a_step)
 
 
 def trains_on_a_mesh_with_replicas():

@@ -238,6 +238,27 @@ def test_a_model_made_on_meta(two_ranks):
     two_ranks.run(from_meta)
 
 
+def once_for_each_update(compiled):
+    mesh = init_device_mesh("cpu", (2,))
+    whole = apply_spectral_norm(model(), power_iter="update")
+    parallel = parallelize_module(copy.deepcopy(whole), mesh, PLAN)
+    run = torch.compile(parallel, backend="aot_eager") if compiled else parallel
+    optimizers = [torch.optim.SGD(each.parameters(), lr=0.05) for each in (parallel, whole)]
+    for _ in range(3):
+        for optimizer in optimizers:
+            optimizer.step()
+        x = torch.randn(7, 6)
+        for each in (run, whole):
+            (each(x).square().mean() + each(-x).mean()).backward()
+        for ours, theirs in zip(state_of(parallel[0]), state_of(whole[0]), strict=True):
+            assert_close(ours, theirs, **ROUNDING)
+
+
+@pytest.mark.parametrize("compiled", [False, True], ids=["eager", "compiled"])
+def test_one_iteration_for_each_update(two_ranks, compiled):
+    two_ranks.run(once_for_each_update, compiled)
+
+
 def compiled():
     module, eager = normalized_first(), normalized_first()
     run = torch.compile(module, backend="aot_eager")

@@ -75,6 +75,7 @@ def serve(rank, size, folder, connection):
     """The life of a rank: to run what it is sent until the connection ends."""
     import pytest
     import torch
+    import torch._dynamo
     import torch.distributed as dist
 
     torch.set_num_threads(1)
@@ -96,6 +97,7 @@ def serve(rank, size, folder, connection):
                 # torch.compile hides it, but for where it is an error.
                 warnings.filterwarnings("ignore", "The .grad attribute of a Tensor that is not a")
                 torch.manual_seed(0)
+                torch._dynamo.reset()  # what was compiled for others counts towards a limit
                 outcome = getattr(module_of(file), name)(*args), None
         except (Exception, pytest.fail.Exception) as error:
             error.add_note(f"on rank {rank}:\n{''.join(traceback.format_exc())}")
