@@ -117,6 +117,17 @@ def test_one_iteration_a_step(two_ranks):
     two_ranks.run(iterates_once_a_step)
 
 
+def compiled():
+    whole = apply_spectral_norm(model())
+    parallel = sharded(whole)
+    train(torch.compile(parallel, backend="aot_eager"), whole)
+    assert_same_state(parallel, whole)
+
+
+def test_compiled(two_ranks):
+    two_ranks.run(compiled)
+
+
 def trains_on_a_mesh_with_replicas():
     mesh = init_device_mesh("cpu", (2, 2), mesh_dim_names=("replicate", "shard"))
     whole = apply_spectral_norm(model())
