@@ -58,6 +58,7 @@ class SpectralNormParametrization(nn.Module):
         stable_fp32: keep u, v and sigma at least float32 when the module becomes half or bfloat16.
         power_iter_on_eval: iterate in evaluation too.
         power_iter: ``"access"`` or ``"update"``.
+        autocast_output: under autocast, return a float32 weight in autocast's dtype.
         backend: see :func:`snorm_triton.dispatch.select`.
         vectors: u and v to go on from, as they are, in place of random ones and iterations; sigma
             is then NaN until the first access. A 1-D weight has none.
@@ -84,6 +85,7 @@ class SpectralNormParametrization(nn.Module):
         stable_fp32: bool = True,
         power_iter_on_eval: bool = False,
         power_iter: str = "access",
+        autocast_output: bool = False,
         backend: str = "auto",
         vectors: tuple[Tensor, Tensor] | None = None,
     ) -> None:
@@ -98,6 +100,7 @@ class SpectralNormParametrization(nn.Module):
         self.stable_fp32 = stable_fp32
         self.power_iter_on_eval = power_iter_on_eval
         self.power_iter = power_iter
+        self.autocast_output = autocast_output
         self.backend = backend
         self.iterations = recomputation.Iterations()
         with torch.no_grad():
@@ -190,6 +193,14 @@ class SpectralNormParametrization(nn.Module):
             return prepared.weight_sn
         return normalize(self.request(weight)).weight_sn
 
+    def output_dtype(self, weight: Tensor) -> torch.dtype:
+        """Of what an access to ``weight`` returns here and now."""
+        if self.autocast_output and weight.dtype == torch.float32:
+            device_type = weight.device.type
+            if torch.is_autocast_enabled(device_type):
+                return torch.get_autocast_dtype(device_type)
+        return weight.dtype
+
     def request(self, weight: Tensor) -> Request:
         """What an access to ``weight`` computes now, and the buffers that it overwrites."""
         buffers: Any = self._buffers  # read past Module's attribute lookup
@@ -225,7 +236,7 @@ class SpectralNormParametrization(nn.Module):
             self.dim,
             n_power_iterations,
             self.eps,
-            weight.dtype,
+            self.output_dtype(weight),
             self.backend,
             written,
             replayed,
@@ -250,6 +261,8 @@ class SpectralNormParametrization(nn.Module):
         options = f"n_power_iterations={self.n_power_iterations}, dim={self.dim}, eps={self.eps:g}"
         if self.power_iter != "access":
             options += f", power_iter={self.power_iter!r}"
+        if self.autocast_output:
+            options += ", autocast_output=True"
         return options + (f", backend={self.backend!r}" if self.backend != "auto" else "")
 
     def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> Any:
