@@ -138,6 +138,25 @@ def test_the_estimate_leaves_autocast(two_ranks):
     two_ranks.run(under_autocast)
 
 
+def in_another_dtype():
+    """As with autocast_output."""
+    for shape, dim, sharded_dim, _ in WEIGHTS.values():
+        whole = torch.randn(shape, requires_grad=True)
+        mesh = init_device_mesh("cpu", (2,))
+        sharded = distribute_tensor(whole.detach(), mesh, [Shard(sharded_dim)]).requires_grad_()
+        u, v = unit(shape[dim]), unit(whole.numel() // shape[dim])
+        for weight in (sharded, whole):
+            weight_sn = spectral_normalize(weight, u, v, dim=dim, dtype=torch.bfloat16).weight_sn
+            assert weight_sn.dtype == torch.bfloat16
+            weight_sn.float().square().sum().backward()
+        assert sharded.grad.dtype == torch.float32
+        assert_close(sharded.grad.full_tensor(), whole.grad, rtol=2e-2, atol=2e-2)
+
+
+def test_a_weight_in_another_dtype(two_ranks):
+    two_ranks.run(in_another_dtype)
+
+
 def a_layer(placement, layer=None):
     """A normalized layer whose weight is sharded, and the same with a whole weight."""
     mesh = init_device_mesh("cpu", (dist.get_world_size(),))
