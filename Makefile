@@ -11,7 +11,7 @@ TRAFFIC_ARGS :=
 DEMO_ARGS :=
 
 .DEFAULT_GOAL := help
-.PHONY: help demo test compatibility lint compile-check traffic bench bench-compare gpu clean given-python
+.PHONY: help demo test compatibility lint compile-check traffic communication bench bench-compare gpu clean given-python
 
 ifeq ($(origin PYTHON),file)
 READY := $(VENV)/.installed
@@ -59,6 +59,9 @@ compile-check: $(READY)  ## cross-compile every kernel, without a GPU; fails on 
 
 traffic: $(READY)  ## the bytes that every kernel moves for the layers of the benchmarks, without a GPU
 	$(PYTHON) -m bench.traffic $(TRAFFIC_ARGS)
+
+communication: $(READY)  ## what the normalization of a sharded weight sends, into docs/distributed.md
+	$(PYTHON) -m bench.communication docs/distributed.md
 
 bench: $(READY)  ## ours beside torch's spectral norms and a copy, on the device at hand
 	$(PYTEST_BENCH) bench $(BENCH_ARGS)

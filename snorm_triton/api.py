@@ -11,7 +11,7 @@ from torch.nn.utils.parametrizations import _SpectralNorm as _TorchSpectralNorm
 from torch.nn.utils.parametrize import is_parametrized
 from torch.nn.utils.spectral_norm import SpectralNorm as _LegacySpectralNorm
 
-from .dispatch import select
+from .dispatch import SHARDED, is_sharded, select
 from .foreach import attach as attach_foreach
 from .foreach import detach as detach_foreach
 from .matrix_view import matrix_view
@@ -93,7 +93,8 @@ def spectral_norm(
         ValueError: ``name`` is not a parameter, or one that is not dense and floating point or
             complex; ``n_power_iterations`` or ``eps`` is not positive; ``power_iter`` or
             ``backend`` is unknown, or the backend cannot run; the parameter is lazy and
-            ``init_on_first_forward`` is False.
+            ``init_on_first_forward`` is False; it is sharded by FSDP2 already, or a DTensor whose
+            placements are not all Shard or Replicate.
         IndexError: ``dim`` is out of range. Whatever is raised, the module is unchanged.
 
     Example:
@@ -252,6 +253,9 @@ def backend_report(model: nn.Module) -> list[BackendReport]:
                 choice = select(weight, parametrization.backend)
             except ValueError as error:
                 report.append(BackendReport(name, "none", str(error)))
+                continue
+            if is_sharded(weight):
+                report.append(BackendReport(name, "torch", SHARDED))
                 continue
             view = None if weight.ndim < 2 else matrix_view(weight, parametrization.dim)
             copied = "" if weight.ndim < 2 or view else "; not dense, so copied at each access"

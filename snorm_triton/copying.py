@@ -17,6 +17,7 @@ from torch.nn.modules.lazy import LazyModuleMixin
 from torch.nn.utils.parametrize import register_parametrization
 
 from .parametrization import without_iterating
+from .refusals import refuse_parallelizing
 
 
 def make_copyable(module: nn.Module) -> None:
@@ -27,6 +28,7 @@ def make_copyable(module: nn.Module) -> None:
     # stays.
     if "__deepcopy__" in vars(cls):
         del cls.__deepcopy__  # type: ignore[attr-defined]
+    refuse_parallelizing(cls)
     if isinstance(module, LazyModuleMixin):
         _keep_parametrized_on_materialization(cls)
 

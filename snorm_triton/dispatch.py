@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import sys
 from collections.abc import Callable
 from functools import lru_cache
 from importlib.util import find_spec
@@ -11,6 +12,7 @@ from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
+from torch.nn import Parameter
 
 from . import eager, host
 
@@ -80,6 +82,20 @@ def _select(
     if refusal is not None:
         return Choice("torch", refusal)
     return Choice("triton", f"a {dtype} weight on {device.type}")
+
+
+SHARDED = "the weight is sharded: torch multiplies with the shards and sums over the ranks"
+
+
+def is_sharded(weight: Tensor) -> bool:
+    """Whether ``weight`` is a DTensor; does not import what that is, which takes most of a second.
+
+    A plain tensor is told by its type alone.
+    """
+    if type(weight) in (Tensor, Parameter):
+        return False
+    tensor = sys.modules.get("torch.distributed.tensor")
+    return tensor is not None and isinstance(weight, tensor.DTensor)
 
 
 def operations(weight: Tensor, backend: str = "auto") -> Operations:

@@ -7,6 +7,8 @@ shape (N,) in logical column order, and ``sigma`` of shape (); it never synchron
 
 from __future__ import annotations
 
+from collections.abc import Callable
+
 import torch
 import torch.nn.functional as F
 from torch import Tensor
@@ -51,8 +53,8 @@ def power_step(
     v = view.columns_to_memory(v)
     sigma = u.new_zeros(())
     for _ in range(n_power_iterations):
-        t, _ = _normalize(matvec(operand, v))
-        s, sigma = _normalize(matvec_transposed(operand, t))
+        t, _ = unit(matvec(operand, v))
+        s, sigma = unit(matvec_transposed(operand, t))
         good = (sigma > 0) & (sigma < float("inf"))
         u = torch.where(good, t, u)
         v = torch.where(good, s, v)
@@ -80,14 +82,18 @@ def rescale_backward(
     u: Tensor,
     v: Tensor,
     sigma: Tensor,
+    sum_over_shards: Callable[[Tensor], Tensor] | None = None,
 ) -> Tensor:
     """``(grad - <grad, W_sn> u v^T) / sigma``, for a real weight.
 
-    ``grad`` is laid out in memory as the weight.
+    ``grad`` is laid out in memory as the weight. Where these are a shard, ``sum_over_shards`` adds
+    up the inner product.
     """
     divisor = nonzero(sigma)
     wide_grad = in_dtype_of(grad, u)
     inner = torch.dot(view.flat(in_dtype_of(weight, u)), view.flat(wide_grad))
+    if sum_over_shards is not None:
+        inner = sum_over_shards(inner)
     # A weight whose sigma is zero was divided by 1, whatever it is.
     coefficient = torch.where(sigma == divisor, -(inner / divisor) / divisor, 0)
     grad_weight = wide_grad / divisor
@@ -117,7 +123,7 @@ def norm(x: Tensor) -> Tensor:
     return length
 
 
-def _normalize(x: Tensor) -> tuple[Tensor, Tensor]:
+def unit(x: Tensor) -> tuple[Tensor, Tensor]:
     """``x / |x|`` and ``|x|``; zero stays zero."""
     length = norm(x)
     return x / length.clamp_min(torch.finfo(x.dtype).tiny), length

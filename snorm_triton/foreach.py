@@ -168,7 +168,11 @@ def _prepare(model: nn.Module, forward: FrameType | None, everywhere: bool) -> N
 
 
 def _parametrized(model: nn.Module) -> Iterator[tuple[nn.Module, str, ParametrizationList]]:
-    """Every parametrized tensor of the model, once: its module, its name, its parametrizations."""
+    """Every parametrized tensor of the model, once: its module, its name, its parametrizations.
+
+    Not those of a submodule that FSDP2 gathers on its own: it frees their weights as soon as its
+    own backward has ended, when those of the whole model are not done with them.
+    """
     seen = {model}
     waiting = [model]
     while waiting:
@@ -180,7 +184,9 @@ def _parametrized(model: nn.Module) -> Iterator[tuple[nn.Module, str, Parametriz
                 if isinstance(each, ParametrizationList):
                     yield module, name, each
         for name, child in children.items():
-            if child is not None and name != "parametrizations" and child not in seen:
+            if child is None or name == "parametrizations" or hasattr(type(child), "unshard"):
+                continue
+            if child not in seen:
                 seen.add(child)
                 waiting.append(child)
 

@@ -10,6 +10,7 @@ from torch import Tensor
 
 from . import normalization, operators
 from .autograd import differentiable_sigma
+from .dispatch import is_sharded
 from .normalization import Request, SpectralNormalized
 
 __all__ = ["SpectralNormalized", "l2_normalize", "spectral_normalize"]
@@ -35,7 +36,8 @@ def spectral_normalize(
 
     Args:
         weight: at least 2-D, floating or complex, of shape S; read as the matrix of shape (M, N)
-            with M = S[dim] and N the product of the other sizes, in order.
+            with M = S[dim] and N the product of the other sizes, in order. A DTensor is taken shard
+            by shard, and every rank of its mesh must call; the vectors stay plain tensors.
         u: shape (M,), the weight's dtype but at least float32.
         v: shape (N,), the dtype of ``u``.
         dim: the dimension of the outputs.
@@ -86,6 +88,11 @@ def normalize(request: Request) -> SpectralNormalized:
     """As :func:`spectral_normalize`; u and v are those it took, and sigma of a real weight may have
     no gradient.
     """
+    if is_sharded(request.weight):
+        from .sharded import normalize as normalize_sharded
+
+        normalized: SpectralNormalized = normalize_sharded(request)
+        return normalized
     if torch.compiler.is_compiling():
         return normalize_together([request])[0]
     return normalization.normalize(request)
@@ -112,6 +119,10 @@ def l2_normalize(weight: Tensor, eps: float = 1e-12) -> tuple[Tensor, Tensor]:
     """
     if weight.numel() == 0:
         return weight * 1, weight.new_zeros((), dtype=weight.abs().dtype)
+    if is_sharded(weight):
+        from .sharded import check
+
+        check(weight)
     is_zero = (weight == 0).all()
     # Where the weight is zero its norm has no second derivative: none is taken there.
     nonzero_weight = torch.where(is_zero, 1, weight)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from typing import Any, Protocol
+from typing import Any, Protocol, cast
 
 import torch
 import torch.nn.functional as F
@@ -12,7 +12,7 @@ from torch import Tensor, nn
 from torch.nn.utils.parametrize import ParametrizationList
 
 from . import recomputation, updates
-from .dispatch import select
+from .dispatch import is_sharded, select
 from .functional import (
     l2_normalize,
     matrix_shape,
@@ -129,8 +129,12 @@ class SpectralNormParametrization(nn.Module):
 
     def _warm_up(self, weight: Tensor, dtype: torch.dtype) -> tuple[Tensor, Tensor, Tensor]:
         rows, columns = matrix_shape(weight, self.dim)
-        u = weight.new_empty(rows, dtype=dtype).normal_(0, 1)
-        v = weight.new_empty(columns, dtype=dtype).normal_(0, 1)
+        u = torch.empty(rows, dtype=dtype, device=weight.device).normal_(0, 1)
+        v = torch.empty(columns, dtype=dtype, device=weight.device).normal_(0, 1)
+        if is_sharded(weight):
+            from .sharded import broadcast
+
+            broadcast(cast(Any, weight).device_mesh, u, v)
         _, u, v, sigma = spectral_normalize(
             weight,
             F.normalize(u, dim=0, eps=self.eps),
@@ -152,12 +156,16 @@ class SpectralNormParametrization(nn.Module):
 
     def _is_due(self, weight: Tensor) -> bool:
         """Whether the weight may have changed since the last iteration, which this then is."""
-        now = (
+        now: tuple[object, ...] = (
             updates.steps,
             0 if weight.is_inference() else weight._version,
             id(weight),
             weight.data_ptr() if type(weight) in (Tensor, nn.Parameter) else None,
         )
+        if "_is_fsdp_managed_module" in self.__dict__:
+            # FSDP2 has a weight as two objects, one of them in other memory at each forward and not
+            # alike on all ranks.
+            now = (updates.steps,)
         if now == self._updated_for:
             return False
         self._updated_for = now

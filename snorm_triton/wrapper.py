@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import inspect
+from collections.abc import Sequence
 from typing import Any
 
 import torch
@@ -28,6 +29,7 @@ from .parametrization import (
     check_policy,
     without_iterating,
 )
+from .refusals import check_removable, check_sharding
 
 DTYPES = (
     torch.float32,
@@ -130,6 +132,7 @@ class SpectralNormWrapper:
             raise ValueError(f"{self._where()} is a scalar; it must have a dimension or more")
         check_dim(self._dim(tensor), tensor.shape)
         select(tensor, backend)
+        check_sharding(self.module, tensor, self._where(), backend)
 
     def attach(self) -> nn.Module:
         """Register now or, on a lazy module, when it materializes. Returns the module."""
@@ -144,6 +147,13 @@ class SpectralNormWrapper:
         register_parametrization(self.module, self.name, parametrization)
         self.adopt()
         return self.module
+
+    def put_back(self, parametrizations: Sequence[SpectralNormParametrization]) -> None:
+        """Register what was taken off, as it is: neither torch's checks nor an iteration."""
+        for parametrization in parametrizations:
+            register_parametrization(self.module, self.name, parametrization, unsafe=True)
+        self._list().unsafe = False
+        self.adopt()
 
     def adopt(self) -> None:
         """Make of a module that ours is registered on what :meth:`attach` makes of it."""
@@ -160,6 +170,8 @@ class SpectralNormWrapper:
         deferred = self._deferred()
         if not self.parametrizations and not deferred:
             raise ValueError(f"no spectral norm of snorm_triton is registered on {self._where()}")
+        if self.parametrizations:
+            check_removable(self._list(), self._where())
         for waiting in deferred:
             waiting.cancel()
         if self.parametrizations:

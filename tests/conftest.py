@@ -12,6 +12,8 @@ import pytest
 import torch
 from torch import Tensor, nn
 
+from worlds import World
+
 # cuBLAS is deterministic, as `nan_filled_memory` asks of it, only with a workspace of its own.
 os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")
 
@@ -153,6 +155,20 @@ def backend(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> 
 @pytest.fixture(autouse=True)
 def seed() -> None:
     torch.manual_seed(0)
+
+
+@pytest.fixture(scope="session")
+def two_ranks() -> Iterator[World]:
+    world = World(2)
+    yield world
+    world.stop()
+
+
+@pytest.fixture(scope="session")
+def four_ranks() -> Iterator[World]:
+    world = World(4)
+    yield world
+    world.stop()
 
 
 @pytest.fixture
