@@ -11,6 +11,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.nn.utils.parametrize import ParametrizationList
 
+from . import transforms
 from .functional import (
     l2_normalize,
     matrix_shape,
@@ -121,9 +122,14 @@ class SpectralNormParametrization(nn.Module):
         """``weight / sigma``, of the weight's shape, dtype and memory layout."""
         if weight.ndim == 1:
             weight_sn, sigma = l2_normalize(weight, self.eps)
-            with torch.no_grad():
-                self._sigma.copy_(sigma)
+            if transforms.active():
+                transforms.write((self._sigma,), (sigma,))
+            else:
+                with torch.no_grad():
+                    self._sigma.copy_(sigma)
             return weight_sn
+        if transforms.active() and not torch.compiler.is_compiling():
+            return transforms.normalize(self.request(weight)).weight_sn
         prepared = self.prepared
         if prepared is not None and prepared.serves(weight, self):
             return prepared.weight_sn
