@@ -4,6 +4,7 @@ from . import functional
 from .api import (
     apply_spectral_norm,
     backend_report,
+    refresh_spectral_norm,
     remove_spectral_norm,
     sigmas,
     spectral_norm,
@@ -30,6 +31,7 @@ __all__ = [
     "apply_spectral_norm",
     "backend_report",
     "functional",
+    "refresh_spectral_norm",
     "remove_spectral_norm",
     "sigmas",
     "spectral_norm",

@@ -64,6 +64,7 @@ class SpectralNormParametrization(nn.Module):
     _v: Tensor
     _sigma: Tensor
     prepared: Prepared | None = None
+    _is_cold = False  # whether u and v are as drawn
 
     def __init__(
         self,
@@ -85,30 +86,65 @@ class SpectralNormParametrization(nn.Module):
         self.stable_fp32 = stable_fp32
         self.power_iter_on_eval = power_iter_on_eval
         self.backend = backend
-        with torch.no_grad():
-            self._warm_up(weight)
-
-    def _warm_up(self, weight: Tensor) -> None:
         dtype = state_dtype(weight)
-        if weight.ndim == 1:
-            sigma = torch.linalg.vector_norm(weight, dtype=dtype)
-        else:
+        if weight.ndim > 1:
             rows, columns = matrix_shape(weight, self.dim)
-            u = weight.new_empty(rows, dtype=dtype).normal_(0, 1)
-            v = weight.new_empty(columns, dtype=dtype).normal_(0, 1)
+            self.register_buffer("_u", weight.new_empty(rows, dtype=dtype))
+            self.register_buffer("_v", weight.new_empty(columns, dtype=dtype))
+        sigma = weight.new_empty((), dtype=dtype.to_real())
+        self.register_buffer("_sigma", sigma, persistent=False)
+        self.reset_parameters()
+        self.refresh(weight)
+        if not stable_fp32:
+            self._apply(lambda state: state.to(weight.dtype))
+
+    @torch.no_grad()
+    def reset_parameters(self) -> None:
+        """Draw u and v anew, in place; the next access iterates on them as registration does.
+
+        Under torch's name for it, so that what initializes a model after ``to_empty`` finds it. One
+        that leaves the meta device is reset without being asked.
+        """
+        if "_u" in self._buffers:
+            for vector in (self._u, self._v):
+                wide = torch.empty_like(vector, dtype=state_dtype(vector)).normal_(0, 1)
+                vector.copy_(F.normalize(wide, dim=0, eps=self.eps))
+        self._sigma.fill_(torch.nan)
+        self._is_cold = True
+
+    @torch.no_grad()
+    def refresh(self, weight: Tensor, n_power_iterations: int = WARM_UP_ITERATIONS) -> None:
+        """Iterate on u and v for ``weight`` as it is now, whatever the mode, in place.
+
+        From u and v as they are, which may be averages; drawn anew where they are not finite or
+        their lengths are neither that of a unit vector nor that of an average of such.
+        """
+        if weight.is_meta:
+            return
+        if weight.ndim == 1:
+            self._sigma.copy_(torch.linalg.vector_norm(weight, dtype=state_dtype(weight)))
+        else:
+            dtype = state_dtype(weight)
+            if not self._is_cold and not self._is_usable():
+                self.reset_parameters()
             _, u, v, sigma = spectral_normalize(
                 weight,
-                F.normalize(u, dim=0, eps=self.eps),
-                F.normalize(v, dim=0, eps=self.eps),
+                F.normalize(self._u.to(dtype), dim=0, eps=self.eps),
+                F.normalize(self._v.to(dtype), dim=0, eps=self.eps),
                 dim=self.dim,
-                n_power_iterations=WARM_UP_ITERATIONS,
+                n_power_iterations=n_power_iterations,
                 backend=self.backend,
             )
-            self.register_buffer("_u", u)
-            self.register_buffer("_v", v)
-        self.register_buffer("_sigma", sigma.abs(), persistent=False)
-        if not self.stable_fp32:
-            self._apply(lambda state: state.to(weight.dtype))
+            self._u.copy_(u)
+            self._v.copy_(v)
+            self._sigma.copy_(sigma.abs())
+        self._is_cold = False
+        self.prepared = None
+
+    def _is_usable(self) -> bool:
+        """Whether u and v have the lengths of unit vectors, or of averages of such; reads them."""
+        lengths = (torch.linalg.vector_norm(x.to(state_dtype(x))) for x in (self._u, self._v))
+        return all(0.01 < length.abs() < 1.01 for length in lengths)
 
     @property
     def sigma(self) -> Tensor:
@@ -122,6 +158,9 @@ class SpectralNormParametrization(nn.Module):
         """``weight / sigma``, of the weight's shape, dtype and memory layout."""
         if weight.ndim == 1:
             weight_sn, sigma = l2_normalize(weight, self.eps)
+            if self._sigma.device != weight.device:
+                # Its state dict was assigned to a module on the meta device, and has no sigma.
+                self._sigma = torch.empty_like(self._sigma, device=weight.device)
             if transforms.active():
                 transforms.write((self._sigma,), (sigma,))
             else:
@@ -137,6 +176,8 @@ class SpectralNormParametrization(nn.Module):
 
     def request(self, weight: Tensor) -> Request:
         """What an access to ``weight`` computes now, and the buffers that it overwrites."""
+        if self._is_cold and not torch.compiler.is_compiling() and not transforms.active():
+            self.refresh(weight)
         buffers: Any = self._buffers  # read past Module's attribute lookup
         u, v, sigma = buffers["_u"], buffers["_v"], buffers["_sigma"]
         if u.requires_grad or v.requires_grad or sigma.requires_grad:  # given by functional_call
@@ -178,16 +219,23 @@ class SpectralNormParametrization(nn.Module):
         return options + (f", backend={self.backend!r}" if self.backend != "auto" else "")
 
     def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> Any:
-        before = dict(self._buffers)
+        before, was_meta = dict(self._buffers), self._sigma.is_meta
         super()._apply(fn, recurse)
         self._widen(before)
+        if was_meta and not self._sigma.is_meta:
+            self.reset_parameters()
         return self
 
-    def _load_from_state_dict(self, state_dict: dict[str, Any], *args: Any) -> None:
-        super()._load_from_state_dict(state_dict, *args)
+    def _load_from_state_dict(self, state_dict: dict[str, Any], prefix: str, *args: Any) -> None:
+        super()._load_from_state_dict(state_dict, prefix, *args)
         self._widen(dict(self._buffers))
+        if "_u" in self._buffers and self._sigma.device != self._u.device:
+            # As it is where a state dict is assigned to a module on the meta device.
+            self._sigma = torch.empty_like(self._sigma, device=self._u.device)
         with torch.no_grad():
             self._sigma.fill_(torch.nan)
+        if prefix + "_u" in state_dict and prefix + "_v" in state_dict:
+            self._is_cold = False
 
     def _widen(self, sources: dict[str, Tensor | None]) -> None:
         """Where a buffer has become half precision, take it from ``sources`` in float32 instead.

@@ -19,6 +19,7 @@ from torch.utils.hooks import RemovableHandle
 from .copying import make_copyable
 from .dispatch import BACKENDS, select
 from .parametrization import (
+    WARM_UP_ITERATIONS,
     SpectralNormList,
     SpectralNormParametrization,
     check_dim,
@@ -137,6 +138,18 @@ class SpectralNormWrapper:
         self._list().__class__ = SpectralNormList
         make_copyable(self.module)
         return self.module
+
+    @torch.no_grad()
+    def refresh(self, n_power_iterations: int = WARM_UP_ITERATIONS) -> None:
+        """As :func:`snorm_triton.refresh_spectral_norm`, of this parameter."""
+        parametrizations = self._list()
+        tensors = parametrizations._parameters or parametrizations._buffers
+        inputs: list[Any] = list(tensors.values())
+        with without_iterating(parametrizations):
+            for parametrization in parametrizations:
+                if isinstance(parametrization, SpectralNormParametrization):
+                    parametrization.refresh(inputs[0], n_power_iterations)
+                inputs = [parametrization(*inputs)]
 
     def remove(self, *, leave_parametrized: bool = True) -> nn.Module:
         """Take every parametrization off the parameter, without iterating. Returns the module.

@@ -24,6 +24,7 @@ PUBLIC_NAMES = {
     "apply_spectral_norm",
     "backend_report",
     "functional",
+    "refresh_spectral_norm",
     "remove_spectral_norm",
     "sigmas",
     "spectral_norm",
