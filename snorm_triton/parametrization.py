@@ -19,6 +19,8 @@ from .functional import (
     spectral_normalize,
     state_dtype,
 )
+from .lost_changes import Version, version_of
+from .lost_changes import warn as warn_of_a_lost_change
 from .normalization import Request
 
 WARM_UP_ITERATIONS = 15
@@ -255,17 +257,47 @@ class SpectralNormParametrization(nn.Module):
 
 
 class SpectralNormList(ParametrizationList):
-    """As torch's, but it does not search for further parametrizations where it holds one.
+    """As torch's, but it notices where the tensor that it handed out is changed in place.
 
-    At an access of a small weight that search takes as long as a matrix-vector product.
+    And it does not search for further parametrizations where it holds one: at an access of a small
+    weight that search takes as long as a matrix-vector product.
     """
+
+    watched: str | None = None  # the tensor's name, where changes of it are looked for
+    _handed_out: Version | None = None
 
     def forward(self) -> Tensor:
         """The tensor, parametrized."""
-        if len(self._modules) == 1 and self.is_tensor:
-            parametrized: Tensor = self._modules["0"](self.original)
-            return parametrized
-        return super().forward()
+        is_watched = self.watched is not None and not torch.compiler.is_compiling()
+        if is_watched:
+            handed_out = self._handed_out
+            if handed_out is not None and handed_out[0]._version != handed_out[1]:
+                self._forget()
+                warn_of_a_lost_change(str(self.watched), self.original.shape)
+        original = self._parameters.get("original")  # past Module's attribute lookup
+        if original is not None and len(self._modules) == 1:
+            parametrized: Tensor = self._modules["0"](original)
+        else:
+            parametrized = super().forward()
+        if is_watched:
+            self.__dict__["_handed_out"] = version_of(parametrized, self._handed_out)
+        return parametrized
+
+    def right_inverse(self, value: Tensor) -> None:
+        """Set the tensor before parametrization: ``module.weight *= 2`` changes and assigns."""
+        self._forget()
+        super().right_inverse(value)
+
+    def _forget(self) -> None:
+        self.__dict__.pop("_handed_out", None)
+
+    def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> Any:
+        self._forget()  # it lies on the device that the tensor leaves
+        return super()._apply(fn, recurse)
+
+    def __getstate__(self) -> dict[str, Any]:
+        # What was handed out was handed out by this very module.
+        return {key: value for key, value in self.__dict__.items() if key != "_handed_out"}
 
 
 def check_numbers(n_power_iterations: int, eps: float) -> None:

@@ -18,6 +18,7 @@ from torch.utils.hooks import RemovableHandle
 
 from .copying import make_copyable
 from .dispatch import BACKENDS, select
+from .lost_changes import watches
 from .parametrization import (
     WARM_UP_ITERATIONS,
     SpectralNormList,
@@ -136,6 +137,8 @@ class SpectralNormWrapper:
         parametrization = SpectralNormParametrization(weight, **options)
         register_parametrization(self.module, self.name, parametrization)
         self._list().__class__ = SpectralNormList
+        if watches(self.module):
+            self._list().watched = self.name  # type: ignore[assignment]
         make_copyable(self.module)
         return self.module
 
