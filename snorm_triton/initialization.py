@@ -33,7 +33,8 @@ def reset_originals(module: nn.Module, *args: Any, **kwargs: Any) -> None:
             replaced[name] = module._parameters.pop(name, None)
         module.__class__ = parametrized
     for name, each in ours.items():
-        if replaced[name] is not None:
-            setattr(module, name, replaced[name])
+        new = replaced[name]
+        if new is not None:
+            setattr(module, name, new.detach())
         for parametrization in each:
             parametrization.reset_parameters()

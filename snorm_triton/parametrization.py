@@ -96,7 +96,7 @@ class SpectralNormParametrization(nn.Module):
         sigma = weight.new_empty((), dtype=dtype.to_real())
         self.register_buffer("_sigma", sigma, persistent=False)
         self.reset_parameters()
-        self.refresh(weight)
+        self._warm_up(weight)
         if not stable_fp32:
             self._apply(lambda state: state.to(weight.dtype))
 
@@ -121,14 +121,18 @@ class SpectralNormParametrization(nn.Module):
         From u and v as they are, which may be averages; drawn anew where they are not finite or
         their lengths are neither that of a unit vector nor that of an average of such.
         """
+        if weight.ndim > 1 and not self._is_usable():
+            self.reset_parameters()
+        self._warm_up(weight, n_power_iterations)
+
+    @torch.no_grad()
+    def _warm_up(self, weight: Tensor, n_power_iterations: int = WARM_UP_ITERATIONS) -> None:
         if weight.is_meta:
             return
         if weight.ndim == 1:
             self._sigma.copy_(torch.linalg.vector_norm(weight, dtype=state_dtype(weight)))
         else:
             dtype = state_dtype(weight)
-            if not self._is_cold and not self._is_usable():
-                self.reset_parameters()
             _, u, v, sigma = spectral_normalize(
                 weight,
                 F.normalize(self._u.to(dtype), dim=0, eps=self.eps),
@@ -179,7 +183,7 @@ class SpectralNormParametrization(nn.Module):
     def request(self, weight: Tensor) -> Request:
         """What an access to ``weight`` computes now, and the buffers that it overwrites."""
         if self._is_cold and not torch.compiler.is_compiling() and not transforms.active():
-            self.refresh(weight)
+            self._warm_up(weight)
         buffers: Any = self._buffers  # read past Module's attribute lookup
         u, v, sigma = buffers["_u"], buffers["_v"], buffers["_sigma"]
         if u.requires_grad or v.requires_grad or sigma.requires_grad:  # given by functional_call

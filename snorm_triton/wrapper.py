@@ -152,7 +152,8 @@ class SpectralNormWrapper:
             for parametrization in parametrizations:
                 if isinstance(parametrization, SpectralNormParametrization):
                     parametrization.refresh(inputs[0], n_power_iterations)
-                inputs = [parametrization(*inputs)]
+                if parametrization is not parametrizations[-1]:
+                    inputs = [parametrization(*inputs)]
 
     def remove(self, *, leave_parametrized: bool = True) -> nn.Module:
         """Take every parametrization off the parameter, without iterating. Returns the module.
