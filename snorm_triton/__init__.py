@@ -15,6 +15,7 @@ from .models import (
     SNResNetDiscriminator,
     SNResNetGenerator,
 )
+from .monitor import log_sigmas
 from .parametrization import SpectralNormParametrization
 from .wrapper import SpectralNormWrapper
 
@@ -31,6 +32,7 @@ __all__ = [
     "apply_spectral_norm",
     "backend_report",
     "functional",
+    "log_sigmas",
     "refresh_spectral_norm",
     "remove_spectral_norm",
     "sigmas",

@@ -11,6 +11,7 @@ import snorm_triton
 MODULES = [
     "snorm_triton.api",
     "snorm_triton.functional",
+    "snorm_triton.monitor",
     "snorm_triton.wrapper",
     "snorm_triton.models.sn_resnet",
     "snorm_triton.models.sn_dcgan",

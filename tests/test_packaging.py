@@ -24,6 +24,7 @@ PUBLIC_NAMES = {
     "apply_spectral_norm",
     "backend_report",
     "functional",
+    "log_sigmas",
     "refresh_spectral_norm",
     "remove_spectral_norm",
     "sigmas",
