@@ -63,6 +63,11 @@ def spectral_norm(
     results and the state dicts are the same. Miyato et al. (2018), arXiv 1802.05957. Normalizing a
     parameter twice stacks.
 
+    The parameter before normalization is ``module.parametrizations.weight.original``: initialize
+    that, assign ``module.weight = tensor``, or call ``module.reset_parameters()``. What is done in
+    place to ``module.weight``, as by ``nn.init``, is done to a temporary: the next access warns,
+    except of changes through ``.data``, of recurrent modules and of those with a ``max_norm``.
+
     Args:
         module: the module that holds the parameter; of any type, lazy ones included.
         name: the parameter's attribute name.

@@ -48,6 +48,9 @@ class SpectralNormParametrization(nn.Module):
     does, and nothing is written. The buffers are updated in place: replicas that share their
     storage see it, and their addresses stay. What backward needs is never the live buffer.
 
+    Under ``torch.func`` and forward-mode differentiation it computes in torch's own operations,
+    whatever the backend, and writes a buffer unless the samples of a ``vmap`` share it and differ.
+
     Args:
         weight: the weight as it is now, at least 1-D, floating or complex.
         n_power_iterations: iterations per access in training.

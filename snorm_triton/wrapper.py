@@ -137,7 +137,7 @@ class SpectralNormWrapper:
         parametrization = SpectralNormParametrization(weight, **options)
         register_parametrization(self.module, self.name, parametrization)
         self._list().__class__ = SpectralNormList
-        if watches(self.module):
+        if watches(self.module) and self._list().is_tensor:
             self._list().watched = self.name  # type: ignore[assignment]
         make_copyable(self.module)
         return self.module

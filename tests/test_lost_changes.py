@@ -78,6 +78,22 @@ def test_as_an_error_it_is_raised_once():
     layer(torch.randn(2, 4))
 
 
+def test_a_backward_through_it_is_refused_as_ever():
+    layer = spectral_norm(nn.Linear(4, 3))
+    weight = layer.weight
+    output = nn.functional.linear(torch.randn(2, 4, requires_grad=True), weight)
+    weight.detach().mul_(2)
+    with pytest.raises(RuntimeError, match="modified by an inplace operation"):
+        output.sum().backward()
+
+
+def test_where_the_parameter_is_held_as_several():
+    """As by weight_norm below it: there is no original to change."""
+    layer = spectral_norm(nn.utils.parametrizations.weight_norm(nn.Linear(4, 3)))
+    nn.init.zeros_(layer.weight)
+    assert (layer.weight != 0).any()
+
+
 @pytest.mark.parametrize("foreach", [False, True])
 @pytest.mark.parametrize("optimizer", [torch.optim.SGD, torch.optim.Adam, torch.optim.AdamW])
 def test_training_is_no_such_change(foreach, optimizer):

@@ -85,13 +85,17 @@ def test_reset_parameters(sn):
     assert norm(layer.eval().weight) == pytest.approx(1, abs=0.01)
 
 
+@pytest.mark.promise("Evaluation before any training")
+def test_evaluation_before_training(sn):
+    layer = sn.spectral_norm(nn.Linear(6, 4)).eval()
+    assert norm(layer.weight) == pytest.approx(1, abs=0.01)
+
+
 def materialize(sn, initialize):
     """Build and normalize on the meta device, allocate, initialize."""
     with torch.device("meta"):
         model = sn.apply(nn.Sequential(nn.Conv2d(3, 8, 3), nn.Flatten(), nn.Linear(8, 4)))
     model.to_empty(device="cpu")
-    for buffer in model.buffers():  # what memory may hold
-        buffer.fill_(torch.nan if not sn.is_ours else buffer.mean())
     initialize(model)
     return model
 
@@ -101,6 +105,7 @@ def initialize_originals(model):
         nn.init.normal_(parameter)
 
 
+@pytest.mark.usefixtures("nan_filled_memory")
 @pytest.mark.promise(
     "Built on the meta device, `to_empty`, initialized: evaluation before any training",
     fails="u and v are what memory held",
@@ -112,6 +117,7 @@ def test_meta(sn):
         assert norm(layer.weight) == pytest.approx(1, abs=0.02)
 
 
+@pytest.mark.usefixtures("nan_filled_memory")
 @pytest.mark.promise(
     "Meta-device initialization that calls `reset_parameters` on every module",
     fails="the weights stay what memory held",
@@ -119,9 +125,6 @@ def test_meta(sn):
 )
 def test_meta_and_reset_parameters(sn):
     def initialize(model):
-        with torch.no_grad():
-            for parameter in model.parameters():
-                parameter.fill_(torch.nan)
         for module in model.modules():
             if hasattr(module, "reset_parameters"):
                 module.reset_parameters()
