@@ -176,7 +176,7 @@ class SpectralNormParametrization(nn.Module):
                 with torch.no_grad():
                     self._sigma.copy_(sigma)
             return weight_sn
-        if transforms.active() and not torch.compiler.is_compiling():
+        if transforms.active():
             return transforms.normalize(self.request(weight)).weight_sn
         prepared = self.prepared
         if prepared is not None and prepared.serves(weight, self):

@@ -16,8 +16,8 @@ from torch._C import _functorch
 from torch.autograd import forward_ad
 
 from . import eager
-from .functional import Request, SpectralNormalized
 from .matrix_view import MatrixView
+from .normalization import Request, SpectralNormalized
 
 
 def active() -> bool:

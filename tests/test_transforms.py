@@ -167,3 +167,21 @@ def test_a_state_of_each_sample_is_written_wherever_its_axes_are(axes):
     grad(all_samples)(weights)
     for name, value in expected.items():
         torch.testing.assert_close(buffers[name], value, msg=name)
+
+
+# The compiler breaks its graph in the normalization, and reads .grad of what it goes on with.
+@pytest.mark.filterwarnings("ignore:The .grad attribute of a Tensor that is not a leaf:UserWarning")
+@pytest.mark.parametrize("training", [True, False], ids=["train", "eval"])
+def test_a_transform_that_is_compiled(training):
+    layer = spectral_norm(nn.Linear(6, 4)).train(training)
+    cotangent = torch.randn(4, 6)
+    expected = by_autograd(layer, cotangent)
+    x = torch.eye(6)
+    key = "parametrizations.weight.original"
+
+    def inner(original):
+        return (functional_call(layer, {key: original}, (x,)).T * cotangent).sum()
+
+    original, buffers = original_and_buffers(layer)
+    found = torch.compile(grad(inner), backend="aot_eager")(original.detach())
+    assert_same((found, buffers), expected)
