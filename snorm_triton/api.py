@@ -55,6 +55,7 @@ def spectral_norm(
     stable_fp32: bool = True,
     power_iter_on_eval: bool = False,
     init_on_first_forward: bool = True,
+    power_iter: str = "access",
     backend: str = "auto",
 ) -> M:
     r"""Divide a parameter by its largest singular value at each access.
@@ -79,6 +80,11 @@ def spectral_norm(
         power_iter_on_eval: iterate in evaluation too.
         init_on_first_forward: let a lazy module register when its parameters materialize, before
             its first output is computed; False refuses a parameter that has no shape yet.
+        power_iter: ``"access"``, torch's policy: each access in training iterates. ``"update"``,
+            Algorithm 1 of the paper: the first access after a step of any optimizer, or after
+            another change of the weight, iterates, and all until the next one get that weight, so
+            that D(real), D(fake), micro-batches and recomputations agree. Code that torch.compile
+            traces hears of the steps of optimizers alone.
         backend: ``"auto"`` takes Triton on a GPU and torch elsewhere, or what the environment
             variable ``SNORM_TRITON_BACKEND`` says; ``"triton"`` and ``"torch"`` insist.
 
@@ -87,8 +93,9 @@ def spectral_norm(
 
     Raises:
         ValueError: ``name`` is not a parameter, or one that is not dense and floating point or
-            complex; ``n_power_iterations`` or ``eps`` is not positive; ``backend`` is unknown or
-            cannot run; the parameter is lazy and ``init_on_first_forward`` is False.
+            complex; ``n_power_iterations`` or ``eps`` is not positive; ``power_iter`` or
+            ``backend`` is unknown, or the backend cannot run; the parameter is lazy and
+            ``init_on_first_forward`` is False.
         IndexError: ``dim`` is out of range. Whatever is raised, the module is unchanged.
 
     Example:
@@ -105,6 +112,7 @@ def spectral_norm(
         stable_fp32=stable_fp32,
         power_iter_on_eval=power_iter_on_eval,
         init_on_first_forward=init_on_first_forward,
+        power_iter=power_iter,
         backend=backend,
     ).attach()
     return module

@@ -18,9 +18,8 @@ from torch import Tensor, nn
 from torch.nn.parameter import Parameter
 from torch.nn.utils import parametrize
 from torch.nn.utils.parametrize import ParametrizationList
-from torch.optim.optimizer import register_optimizer_step_post_hook
 
-from . import transforms
+from . import transforms, updates
 from .functional import normalize_together
 from .parametrization import SpectralNormParametrization
 
@@ -54,8 +53,6 @@ class TracedWeight:
 class PreparedWeight:
     """A normalized weight, and what must still be so for it to be handed out."""
 
-    optimizer_steps = 0  # of any optimizer: fused ones do not show in a weight's version
-
     def __init__(
         self,
         weight: Tensor,
@@ -78,7 +75,7 @@ class PreparedWeight:
             weight.data_ptr(),
             weight.requires_grad,
             parametrization.training,
-            PreparedWeight.optimizer_steps,
+            updates.steps,
             torch._C._current_graph_task_id(),  # a recomputation inside a backward is no access
         )
 
@@ -202,10 +199,3 @@ def _is_running(frame: FrameType | None) -> bool:
     while caller is not None and caller is not frame:
         caller = caller.f_back
     return caller is not None
-
-
-def _count_step(optimizer: Any, args: Any, kwargs: Any) -> None:
-    PreparedWeight.optimizer_steps += 1
-
-
-register_optimizer_step_post_hook(_count_step)

@@ -43,6 +43,7 @@ class Request(NamedTuple):
     backend: str
     buffers: tuple[Tensor, ...] = ()  # overwritten with the new state: (sigma,) or (u, v, sigma)
     sigma: Tensor | None = None  # to be taken as it is, with u and v
+    due: Tensor | None = None  # iterate only where this is not zero, and then make it zero
 
 
 def normalize(request: Request) -> SpectralNormalized:
@@ -116,7 +117,7 @@ def _buckets(members: Sequence[tuple[int, Estimate]]) -> Iterator[Sequence[tuple
 
 def _call(request: Request, dense: Tensor, view: MatrixView) -> tuple[Any, ...]:
     """The arguments of ``Operations.normalize``, of which no gradient is taken."""
-    _, u, v, _, n_power_iterations, eps, dtype, _, buffers, _ = request
+    _, u, v, _, n_power_iterations, eps, dtype, _, buffers, *_ = request
     return dense.detach(), view, u, v, n_power_iterations, eps, dtype, buffers
 
 
@@ -139,7 +140,7 @@ def _rescale_in_torch(
 
 def normalize_in_torch(request: Request) -> SpectralNormalized:
     """As :func:`normalize` in torch's own differentiable operations alone, which anything takes."""
-    weight, u, v, dim, n_power_iterations, eps, dtype, _, buffers, replayed = request
+    weight, u, v, dim, n_power_iterations, eps, dtype, _, buffers, replayed, _ = request
     if weight.numel() == 0:
         return normalize(request)
     if replayed is None:

@@ -12,6 +12,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from . import recomputation
 from .autograd import Estimate, outer, rescale_backward, second_derivatives
 from .dispatch import operations
 from .matrix_view import in_matrix_layout, matrix_view
@@ -39,9 +40,9 @@ def takes(request: Request) -> bool:
 def normalize_together(requests: Sequence[Request]) -> list[SpectralNormalized]:
     """As :func:`snorm_triton.functional.normalize_together`, while compiling."""
     results: dict[int, SpectralNormalized] = {}
-    written: list[Tensor] = []
-    values: list[Tensor] = []
-    kinds = [(request.weight.device, request.dtype, request.backend) for request in requests]
+    written: dict[bool, list[Tensor]] = {True: [], False: []}  # by whether versions are to tell
+    values: dict[bool, list[Tensor]] = {True: [], False: []}
+    kinds = [(r.weight.device, r.dtype, r.backend, r.due is None) for r in requests]
     for kind in dict.fromkeys(kinds):
         members = [i for i, each in enumerate(kinds) if each == kind]
         alike = [requests[i] for i in members]
@@ -53,19 +54,24 @@ def normalize_together(requests: Sequence[Request]) -> list[SpectralNormalized]:
             [request.dim for request in alike],
             [request.n_power_iterations for request in alike],
             [request.eps for request in alike],
-            kind[1],
-            kind[2],
+            [request.due for request in alike if request.due is not None],
+            *kind[1:3],
         )
         for i, request, *outputs in zip(members, alike, *lists, strict=True):
             weight_sn, u, v, sigma = outputs
             normalized = SpectralNormalized(weight_sn, u.detach(), v.detach(), sigma)
             state = (normalized.u, normalized.v, sigma.detach())
+            tells = request.due is None
             if request.buffers:
-                written += request.buffers
-                values += state[-len(request.buffers) :]
+                written[tells] += request.buffers
+                values[tells] += state[-len(request.buffers) :]
+            if request.due is not None:
+                written[tells].append(request.due)
+                values[tells].append(torch.zeros_like(request.due))
             results[i] = normalized
-    if written:
-        torch.ops.snorm_triton.write(written, values)
+    for tells, buffers in written.items():
+        if buffers:
+            torch.ops.snorm_triton.write(buffers, values[tells], tells)
     return [results[i] for i in range(len(requests))]
 
 
@@ -77,11 +83,11 @@ def _last_sigma(request: Request) -> Tensor:
 torch.library.define(
     NORMALIZE,
     "(Tensor[] weights, Tensor[] us, Tensor[] vs, Tensor[] sigmas, SymInt[] dims, "
-    "SymInt[] n_power_iterations, float[] eps, ScalarType dtype, str backend) "
+    "SymInt[] n_power_iterations, float[] eps, Tensor[] due, ScalarType dtype, str backend) "
     "-> (Tensor[], Tensor[], Tensor[], Tensor[])",
     tags=_TAGS,
 )
-torch.library.define(WRITE, "(Tensor(a!)[] buffers, Tensor[] values) -> ()", tags=_TAGS)
+torch.library.define(WRITE, "(Tensor(a!)[] buffers, Tensor[] values, bool tells) -> ()", tags=_TAGS)
 torch.library.define(
     RESCALE_BACKWARD,
     "(Tensor[] grads, Tensor[] weights, Tensor[] us, Tensor[] vs, Tensor[] sigmas, SymInt[] dims, "
@@ -99,26 +105,51 @@ def _normalize(
     dims: list[int],
     n_power_iterations: list[int],
     eps: list[float],
+    due: list[Tensor],
     dtype: torch.dtype,
     backend: str,
 ) -> Lists:
-    # Inside a backward this is a forward recomputed, which must not come out otherwise: buffers
+    # Inside a backward this is a forward recomputed, which must not come out otherwise: the buffers
     # hold by now what that forward left in them.
-    replays = torch._C._current_graph_task_id() != -1
-    requests = [
-        Request(weight, u, v, dim, n, eps, dtype, backend, (), sigma if replays and n else None)
-        for weight, u, v, sigma, dim, n, eps in zip(
-            weights, us, vs, sigmas, dims, n_power_iterations, eps, strict=True
-        )
-    ]
+    recomputes = recomputation.is_running()
+    requests = []
+    for i, n in enumerate(n_power_iterations):
+        if n > 0 and not due:
+            iterations = recomputation.iterations_of(us[i])
+            iterations.replay() if recomputes else iterations.add()
+        replays = n > 0 and (recomputes or (due and _is_zero(due[i])))
+        state = (us[i], vs[i], dims[i], n, eps[i], dtype, backend, ())
+        requests.append(Request(weights[i], *state, sigmas[i] if replays else None))
     with torch.no_grad():
-        outputs = normalize_eagerly(requests)
-    fresh = [
-        [x.clone() if x is given else x for x, given in zip(output, request, strict=False)]
-        for output, request in zip(outputs, requests, strict=True)
-    ]
-    weights_sn, us, vs, sigmas = (list(each) for each in zip(*fresh, strict=True))
+        outputs = [
+            [x.clone() if x is given else x for x, given in zip(output, request, strict=False)]
+            for output, request in zip(normalize_eagerly(requests), requests, strict=True)
+        ]
+        if due and not recomputes:
+            outputs = [
+                _where_due(flag, output, request, sigma)
+                for flag, output, request, sigma in zip(due, outputs, requests, sigmas, strict=True)
+            ]
+    weights_sn, us, vs, sigmas = (list(each) for each in zip(*outputs, strict=True))
     return weights_sn, us, vs, sigmas
+
+
+def _is_zero(due: Tensor) -> bool:
+    """What the flag says where the host can see it without waiting for a device."""
+    return due.device.type == "cpu" and due.item() == 0
+
+
+def _where_due(due: Tensor, output: list[Tensor], request: Request, sigma: Tensor) -> list[Tensor]:
+    """``output``, or where the flag says so what the state before it gives, on the device."""
+    if due.device.type == "cpu":
+        return output
+    ops = operations(request.weight, request.backend)
+    weight, _ = in_matrix_layout(request.weight, request.dim)
+    state = [
+        torch.where(due > 0, new, old)
+        for new, old in zip(output[1:], (request.u, request.v, sigma), strict=True)
+    ]
+    return [ops.rescale(weight, state[2], request.dtype), *state]
 
 
 def _fake_normalize(
@@ -129,6 +160,7 @@ def _fake_normalize(
     dims: list[int],
     n_power_iterations: list[int],
     eps: list[float],
+    due: list[Tensor],
     dtype: torch.dtype,
     backend: str,
 ) -> Lists:
@@ -143,15 +175,18 @@ torch.library.register_fake(NORMALIZE, _fake_normalize)
 
 
 @torch.library.impl(WRITE, _BELOW_AUTOGRAD)
-def _write(buffers: list[Tensor], values: list[Tensor]) -> None:
-    torch._foreach_copy_(buffers, values)
+def _write(buffers: list[Tensor], values: list[Tensor], tells: bool) -> None:
+    # A recomputation takes the buffers as they then are. Where accesses iterate that is wrong once
+    # another has, and their versions let autograd say so. Between updates it is right.
+    torch._foreach_copy_(buffers if tells else [buffer.data for buffer in buffers], values)
 
 
-torch.library.register_fake(WRITE, lambda buffers, values: None)
+torch.library.register_fake(WRITE, lambda buffers, values, tells: None)
 
 
 def _setup_context(ctx: Any, inputs: tuple[Any, ...], output: Lists) -> None:
-    weights, _, _, _, ctx.dims, _, _, _, ctx.backend = inputs
+    weights, _, _, _, ctx.dims, _, _, due, _, ctx.backend = inputs
+    ctx.flags = len(due)
     _, us, vs, sigmas = output
     ctx.save_for_backward(*weights, *us, *vs, *sigmas)
     ctx.set_materialize_grads(False)
@@ -180,7 +215,8 @@ def _backward(
             )
             already = result[i]
             result[i] = along if already is None else already + along
-    return result, [None] * n, [None] * n, [None] * n, None, None, None, None, None
+    none: list[None] = [None] * n
+    return result, none, none, none, None, None, None, [None] * ctx.flags, None, None
 
 
 torch.library.register_autograd(NORMALIZE, _backward, setup_context=_setup_context)

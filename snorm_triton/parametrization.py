@@ -11,7 +11,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.nn.utils.parametrize import ParametrizationList
 
-from . import transforms
+from . import recomputation, transforms, updates
 from .functional import (
     l2_normalize,
     matrix_shape,
@@ -24,6 +24,7 @@ from .lost_changes import warn as warn_of_a_lost_change
 from .normalization import Request
 
 WARM_UP_ITERATIONS = 15
+POLICIES = ("access", "update")
 
 
 class Prepared(Protocol):
@@ -44,8 +45,10 @@ class SpectralNormParametrization(nn.Module):
     The last sigma is a buffer of shape () that no state dict holds.
 
     Starts from random vectors, drawn as torch draws them, and 15 power iterations, so it can be
-    used in evaluation before any training. In training each access iterates; in evaluation none
-    does, and nothing is written. The buffers are updated in place: replicas that share their
+    used in evaluation before any training. In training each access iterates, or with
+    ``power_iter="update"`` the first one after a step of an optimizer or another change of the
+    weight, and later ones replay its u, v and sigma. In evaluation none does, and nothing is
+    written. The buffers are updated in place: replicas that share their
     storage see it, and their addresses stay. What backward needs is never the live buffer.
 
     Under ``torch.func`` and forward-mode differentiation it computes in torch's own operations,
@@ -58,16 +61,19 @@ class SpectralNormParametrization(nn.Module):
         eps: lower bound of \|u\|, \|v\| in evaluation, and of the norm of a 1-D weight.
         stable_fp32: keep u, v and sigma at least float32 when the module becomes half or bfloat16.
         power_iter_on_eval: iterate in evaluation too.
+        power_iter: ``"access"`` or ``"update"``.
         backend: see :func:`snorm_triton.dispatch.select`.
 
     Raises:
         IndexError: ``dim`` is out of range.
-        ValueError: ``n_power_iterations`` or ``eps`` is not positive, or ``backend`` cannot run.
+        ValueError: ``n_power_iterations`` or ``eps`` is not positive, ``power_iter`` is unknown, or
+            ``backend`` cannot run.
     """
 
     _u: Tensor
     _v: Tensor
     _sigma: Tensor
+    _due: Tensor  # of policy "update": whether the next access of compiled code iterates
     prepared: Prepared | None = None
     _is_cold = False  # whether u and v are as drawn
 
@@ -80,24 +86,32 @@ class SpectralNormParametrization(nn.Module):
         *,
         stable_fp32: bool = True,
         power_iter_on_eval: bool = False,
+        power_iter: str = "access",
         backend: str = "auto",
     ) -> None:
         super().__init__()
         check_dim(dim, weight.shape)
         check_numbers(n_power_iterations, eps)
+        check_policy(power_iter)
         self.n_power_iterations = n_power_iterations
         self.dim = dim % weight.ndim
         self.eps = eps
         self.stable_fp32 = stable_fp32
         self.power_iter_on_eval = power_iter_on_eval
+        self.power_iter = power_iter
         self.backend = backend
+        self.iterations = recomputation.Iterations()
         dtype = state_dtype(weight)
         if weight.ndim > 1:
             rows, columns = matrix_shape(weight, self.dim)
             self.register_buffer("_u", weight.new_empty(rows, dtype=dtype))
             self.register_buffer("_v", weight.new_empty(columns, dtype=dtype))
+            self._count_iterations()
         sigma = weight.new_empty((), dtype=dtype.to_real())
         self.register_buffer("_sigma", sigma, persistent=False)
+        if power_iter == "update":
+            self.register_buffer("_due", torch.ones_like(sigma), persistent=False)
+            self._follow_updates()
         self.reset_parameters()
         self._warm_up(weight)
         if not stable_fp32:
@@ -115,6 +129,7 @@ class SpectralNormParametrization(nn.Module):
                 wide = torch.empty_like(vector, dtype=state_dtype(vector)).normal_(0, 1)
                 vector.copy_(F.normalize(wide, dim=0, eps=self.eps))
         self._sigma.fill_(torch.nan)
+        self._forget_updates()
         self._is_cold = True
 
     @torch.no_grad()
@@ -147,6 +162,7 @@ class SpectralNormParametrization(nn.Module):
             self._u.copy_(u)
             self._v.copy_(v)
             self._sigma.copy_(sigma.abs())
+            self.iterations.total += 1
         self._is_cold = False
         self.prepared = None
 
@@ -154,6 +170,40 @@ class SpectralNormParametrization(nn.Module):
         """Whether u and v have the lengths of unit vectors, or of averages of such; reads them."""
         lengths = (torch.linalg.vector_norm(x.to(state_dtype(x))) for x in (self._u, self._v))
         return all(0.01 < length.abs() < 1.01 for length in lengths)
+
+    def _follow_updates(self) -> None:
+        self._updated_for: tuple[object, ...] | None = None  # the weight that u and v are of
+        updates.follow(self)
+
+    def _forget_updates(self) -> None:
+        if self.power_iter == "update":
+            self._updated_for = None
+            self._due.fill_(1)
+
+    @property
+    def due(self) -> Tensor:
+        """Raised by every step of an optimizer, shape (): compiled code sees no Python number."""
+        return self._due
+
+    def _is_due(self, weight: Tensor) -> bool:
+        """Whether the weight may have changed since the last iteration, which this then is."""
+        if transforms.active():
+            weight = transforms.plain(weight)
+        now = (
+            updates.steps,
+            0 if weight.is_inference() else weight._version,
+            id(weight),
+            weight.data_ptr() if type(weight) in (Tensor, nn.Parameter) else None,
+        )
+        if now == self._updated_for:
+            return False
+        self._updated_for = now
+        if transforms.active():
+            transforms.write((self._due,), (torch.zeros_like(self._due),))
+        else:
+            with torch.no_grad():
+                self._due.zero_()
+        return True
 
     @property
     def sigma(self) -> Tensor:
@@ -193,13 +243,24 @@ class SpectralNormParametrization(nn.Module):
             u, v, sigma = u.detach(), v.detach(), sigma.detach()
         dtype = state_dtype(weight)
         n_power_iterations, replayed = 0, None
+        due: Tensor | None = None
         written: tuple[Tensor, ...] = (sigma,)
         iterates = self.training or self.power_iter_on_eval
-        if not torch.compiler.is_compiling() and torch._C._current_graph_task_id() != -1:
-            # Inside a backward: what was a forward is recomputed, and must not come out otherwise.
-            written, replayed = (), sigma.to(dtype) if iterates else None
-        elif iterates:
+        if not torch.compiler.is_compiling() and recomputation.is_running():
+            written = ()
+            if iterates:
+                if self.power_iter == "access":
+                    self.iterations.replay()
+                replayed = sigma.to(dtype)
+        elif iterates and self.power_iter == "update" and torch.compiler.is_compiling():
+            due = buffers["_due"]
             n_power_iterations, written = self.n_power_iterations, (u, v, sigma)
+        elif iterates and (self.power_iter == "access" or self._is_due(weight)):
+            n_power_iterations, written = self.n_power_iterations, (u, v, sigma)
+            if not torch.compiler.is_compiling():
+                self.iterations.add()
+        elif iterates:
+            written, replayed = (), sigma.to(dtype)
         elif torch.compiler.is_compiling():
             written = ()  # a compiled evaluation is pure
         return Request(
@@ -213,11 +274,18 @@ class SpectralNormParametrization(nn.Module):
             self.backend,
             written,
             replayed,
+            due,
         )
 
     def __getstate__(self) -> dict[str, Any]:
         # What was prepared belongs to a forward of this very module.
         return {key: value for key, value in self.__dict__.items() if key != "prepared"}
+
+    def __setstate__(self, state: dict[str, Any]) -> None:
+        super().__setstate__(state)
+        self._count_iterations()
+        if self.power_iter == "update":
+            self._follow_updates()
 
     def right_inverse(self, value: Tensor) -> Tensor:
         """The value itself: assigning to the parameter sets the weight before normalization."""
@@ -225,6 +293,8 @@ class SpectralNormParametrization(nn.Module):
 
     def extra_repr(self) -> str:
         options = f"n_power_iterations={self.n_power_iterations}, dim={self.dim}, eps={self.eps:g}"
+        if self.power_iter != "access":
+            options += f", power_iter={self.power_iter!r}"
         return options + (f", backend={self.backend!r}" if self.backend != "auto" else "")
 
     def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> Any:
@@ -239,10 +309,14 @@ class SpectralNormParametrization(nn.Module):
         super()._load_from_state_dict(state_dict, prefix, *args)
         self._widen(dict(self._buffers))
         if "_u" in self._buffers and self._sigma.device != self._u.device:
-            # As it is where a state dict is assigned to a module on the meta device.
-            self._sigma = torch.empty_like(self._sigma, device=self._u.device)
+            # As where a state dict is assigned to a module on the meta device: it holds neither.
+            for name in ("_sigma", "_due"):
+                if name in self._buffers:
+                    buffer = torch.empty_like(getattr(self, name), device=self._u.device)
+                    setattr(self, name, buffer)
         with torch.no_grad():
             self._sigma.fill_(torch.nan)
+            self._forget_updates()
         if prefix + "_u" in state_dict and prefix + "_v" in state_dict:
             self._is_cold = False
 
@@ -261,6 +335,11 @@ class SpectralNormParametrization(nn.Module):
             if self.stable_fp32 and dtype != buffer.dtype:
                 buffer = source.to(buffer.device, dtype)
             self._buffers[name] = buffer.contiguous()
+        self._count_iterations()
+
+    def _count_iterations(self) -> None:
+        if (u := self._buffers.get("_u")) is not None:
+            recomputation.count_as(u, self.iterations)
 
 
 class SpectralNormList(ParametrizationList):
@@ -315,6 +394,12 @@ def check_numbers(n_power_iterations: int, eps: float) -> None:
         )
     if not isinstance(eps, int | float) or not 0 < eps < float("inf"):
         raise ValueError(f"eps must be positive and finite, got {eps!r}")
+
+
+def check_policy(power_iter: str) -> None:
+    """Raise ValueError for a policy that is neither "access" nor "update"."""
+    if power_iter not in POLICIES:
+        raise ValueError(f"power_iter must be one of {', '.join(POLICIES)}, got {power_iter!r}")
 
 
 def check_dim(dim: int, shape: torch.Size) -> None:

@@ -91,8 +91,15 @@ def write(buffers: Sequence[Tensor], values: Sequence[Tensor]) -> None:
             place.copy_(fresh)
 
 
+def plain(tensor: Tensor) -> Tensor:
+    """The tensor below all transforms, of the samples of every ``vmap`` together."""
+    while _functorch.is_functorch_wrapped_tensor(tensor):
+        tensor = _functorch.get_unwrapped(tensor)
+    return tensor
+
+
 def _memory_of(tensor: Tensor) -> tuple[Tensor, list[int]]:
-    """The tensor below all transforms, and the levels of the ``vmap`` of its leading axes."""
+    """As :func:`plain`, with the axes of every ``vmap`` in front, and their levels."""
     batched = []
     while _functorch.is_functorch_wrapped_tensor(tensor):
         if _functorch.is_batchedtensor(tensor):

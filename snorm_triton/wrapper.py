@@ -25,6 +25,7 @@ from .parametrization import (
     SpectralNormParametrization,
     check_dim,
     check_numbers,
+    check_policy,
     without_iterating,
 )
 
@@ -105,6 +106,7 @@ class SpectralNormWrapper:
         """Raise what :meth:`attach` would raise; an access that would iterate is not made."""
         tensor = self.original
         check_numbers(self.options.get("n_power_iterations", 1), self.options.get("eps", 1e-12))
+        check_policy(self.options.get("power_iter", "access"))
         backend = self.options.get("backend", "auto")
         if backend not in BACKENDS:
             raise ValueError(f"backend must be one of {', '.join(BACKENDS)}, got {backend!r}")

@@ -79,7 +79,7 @@ def quantized_layer():
         (lambda: nn.Linear(3, 2), {"eps": -1e-3}, ValueError, "eps must be positive"),
         (lambda: nn.Linear(3, 2), {"eps": float("nan")}, ValueError, "eps must be positive"),
         (lambda: nn.Linear(3, 2), {"backend": "cuda"}, ValueError, "backend must be one of"),
-        (lambda: nn.Linear(3, 2), {"power_iter": "update"}, TypeError, "power_iter"),
+        (lambda: nn.Linear(3, 2), {"power_iter": "step"}, ValueError, "power_iter.*step"),
         (lambda: nn.Linear(3, 2), {"max_norm": 1.0}, TypeError, "max_norm"),
         (lambda: nn.LazyLinear(2), {"init_on_first_forward": False}, ValueError, "init_on_first"),
         (lambda: nn.LazyLinear(2), {"n_power_iterations": 0}, ValueError, "n_power_iterations"),

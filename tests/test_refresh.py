@@ -4,6 +4,7 @@ import copy
 
 import pytest
 import torch
+import torch.utils.checkpoint
 from torch import nn
 
 from snorm_triton import apply_spectral_norm, refresh_spectral_norm, sigmas, spectral_norm
@@ -206,3 +207,26 @@ def test_a_checkpoint_loaded_after_to_empty_is_not_iterated_on():
     assert torch.equal(model(x), trained(x))  # in training: as many iterations here as there
     for name, value in trained.state_dict().items():
         assert torch.equal(model.state_dict()[name], value)
+
+
+def test_what_iterates_once_for_each_update_is_due_after_a_reset():
+    layer = spectral_norm(nn.Linear(6, 4), power_iter="update")
+    layer.weight  # noqa: B018
+    refresh_spectral_norm(layer, 100)
+    u = state_of(layer)._u.clone()
+    layer.weight  # noqa: B018
+    assert torch.equal(state_of(layer)._u, u)
+    state_of(layer).reset_parameters()
+    assert torch.linalg.matrix_norm(layer.weight, 2).item() == pytest.approx(1, rel=0.01)
+    moved = layer.to("meta").to_empty(device="cpu")
+    nn.init.normal_(original_of(moved))
+    assert torch.linalg.matrix_norm(moved.weight, 2).item() == pytest.approx(1, rel=0.05)
+
+
+def test_a_checkpointed_forward_is_not_recomputed_after_a_refresh():
+    layer = spectral_norm(nn.Linear(6, 4))
+    x = torch.randn(2, 6, requires_grad=True)
+    output = torch.utils.checkpoint.checkpoint(layer, x, use_reentrant=False)
+    refresh_spectral_norm(layer)
+    with pytest.raises(RuntimeError, match="recomputed after another access iterated"):
+        output.sum().backward()

@@ -185,3 +185,27 @@ def test_a_transform_that_is_compiled(training):
     original, buffers = original_and_buffers(layer)
     found = torch.compile(grad(inner), backend="aot_eager")(original.detach())
     assert_same((found, buffers), expected)
+
+
+def test_once_for_each_update():
+    layer = spectral_norm(nn.Linear(6, 4), power_iter="update")
+    optimizer = torch.optim.SGD(layer.parameters(), lr=0.1)
+    cotangent = torch.randn(4, 6)
+    original, buffers = original_and_buffers(layer)
+    # Where the weight is the parameter itself, nothing changes until the next step.
+    key = "parametrizations.weight.original"
+
+    def inner(parameters):
+        return (functional_call(layer, parameters, (torch.eye(6),)).T * cotangent).sum()
+
+    states = []
+    for step in range(2):
+        for _ in range(2):
+            grad(inner)({key: original})
+            states.append(buffers["0._u"].clone())
+        if step == 0:
+            original.grad = torch.randn_like(original)
+            optimizer.step()
+    assert torch.equal(states[0], states[1])
+    assert not torch.equal(states[1], states[2])
+    assert torch.equal(states[2], states[3])
