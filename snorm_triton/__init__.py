@@ -9,6 +9,8 @@ from .api import (
     sigmas,
     spectral_norm,
 )
+from .checkpoint import convert_state_dict
+from .conversion import convert_spectral_norm
 from .models import (
     SNDCGANDiscriminator,
     SNDCGANGenerator,
@@ -31,6 +33,8 @@ __all__ = [
     "__version__",
     "apply_spectral_norm",
     "backend_report",
+    "convert_spectral_norm",
+    "convert_state_dict",
     "functional",
     "log_sigmas",
     "refresh_spectral_norm",

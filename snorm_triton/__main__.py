@@ -1,4 +1,4 @@
-"""The command line: `python -m snorm_triton demo`."""
+"""The command line: `python -m snorm_triton demo` and `convert-checkpoint`."""
 
 import argparse
 import sys
@@ -12,6 +12,8 @@ from tempfile import TemporaryFile
 import torch
 
 from . import __version__
+from .checkpoint import LAYOUTS
+from .checkpoint_files import convert_file
 from .gan.training import TrainingConfig
 
 DEMO_PACKAGES = {"sklearn": "scikit-learn", "matplotlib": "matplotlib", "tqdm": "tqdm"}
@@ -55,7 +57,34 @@ def build_parser() -> argparse.ArgumentParser:
         default=1,
         help="CPU threads: so small a model gains little from more, and loses on a busy machine",
     )
+    convert = commands.add_parser(
+        "convert-checkpoint",
+        help="rename the spectral norms of a checkpoint from one layout of torch to the other",
+        description="Reads tensors only, and runs nothing that a file brings along. OUT may be IN.",
+    )
+    convert.add_argument("source", type=Path, metavar="IN", help=".safetensors, or torch's format")
+    convert.add_argument("target", type=Path, metavar="OUT", help="the same format")
+    convert.add_argument(
+        "--to",
+        choices=LAYOUTS,
+        required=True,
+        help="ours and torch: parametrizations.weight.original; legacy: weight_orig",
+    )
     return parser
+
+
+def convert_checkpoint(arguments: argparse.Namespace) -> str | None:
+    """Convert a file; what to say where it cannot be done."""
+    try:
+        converted = convert_file(arguments.source, arguments.target, arguments.to)
+    except ValueError as error:
+        return str(error)
+    except OSError as error:
+        return f"{error.filename or arguments.target}: {error.strerror}"
+    for name in converted:
+        print(name)
+    print(f"{len(converted)} converted to the layout {arguments.to!r} in {arguments.target}")
+    return None
 
 
 def demo(arguments: argparse.Namespace) -> str | None:
@@ -94,6 +123,9 @@ def demo(arguments: argparse.Namespace) -> str | None:
     return None
 
 
+COMMANDS = {"demo": demo, "convert-checkpoint": convert_checkpoint}
+
+
 def main(argv: Sequence[str] | None = None) -> int | str:
     """Run a command; the exit status, or the message to fail with."""
     parser = build_parser()
@@ -102,7 +134,7 @@ def main(argv: Sequence[str] | None = None) -> int | str:
         parser.print_help()
         return 0
     try:
-        return demo(arguments) or 0
+        return COMMANDS[arguments.command](arguments) or 0
     except KeyboardInterrupt:
         return "interrupted: nothing was written"
 

@@ -56,6 +56,7 @@ def spectral_norm(
     power_iter_on_eval: bool = False,
     init_on_first_forward: bool = True,
     power_iter: str = "access",
+    autocast_output: bool = False,
     backend: str = "auto",
 ) -> M:
     r"""Divide a parameter by its largest singular value at each access.
@@ -85,6 +86,8 @@ def spectral_norm(
             another change of the weight, iterates, and all until the next one get that weight, so
             that D(real), D(fake), micro-batches and recomputations agree. Code that torch.compile
             traces hears of the steps of optimizers alone.
+        autocast_output: under autocast, return a float32 weight in autocast's dtype, so that no
+            cast follows and its gradient needs none. The estimate is in float32 in any case.
         backend: ``"auto"`` takes Triton on a GPU and torch elsewhere, or what the environment
             variable ``SNORM_TRITON_BACKEND`` says; ``"triton"`` and ``"torch"`` insist.
 
@@ -113,6 +116,7 @@ def spectral_norm(
         power_iter_on_eval=power_iter_on_eval,
         init_on_first_forward=init_on_first_forward,
         power_iter=power_iter,
+        autocast_output=autocast_output,
         backend=backend,
     ).attach()
     return module

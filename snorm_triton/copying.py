@@ -53,13 +53,28 @@ def _reduce(module: nn.Module, protocol: Any) -> tuple[Any, ...]:
 def _rebuild(cls: type[nn.Module], names: tuple[str, ...]) -> nn.Module:
     """An empty module of ``cls``, parametrized in ``names``, to take a state."""
     module = cls.__new__(cls)
+    _give_class(module, names)
+    return module
+
+
+def own_class(module: nn.Module) -> None:
+    """Give a parametrized module a class of its own: torch's deepcopy lets it share one."""
+    parametrizations: Any = module.parametrizations
+    names, state = tuple(parametrizations), dict(module.__dict__)
+    module.__class__ = type(module).__bases__[0]
+    module.__dict__.clear()
+    _give_class(module, names)
+    module.__dict__.update(state)
+
+
+def _give_class(module: nn.Module, names: tuple[str, ...]) -> None:
+    """Make an instance without state one of a new class, parametrized in ``names``."""
     nn.Module.__init__(module)
     for name in names:
         module.register_buffer(name, torch.empty(0))
         register_parametrization(module, name, nn.Identity(), unsafe=True)
     make_copyable(module)
     module.__dict__.clear()
-    return module
 
 
 def _keep_parametrized_on_materialization(cls: type[nn.Module]) -> None:

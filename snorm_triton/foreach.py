@@ -45,6 +45,7 @@ class TracedWeight:
         return (
             torch.compiler.is_compiling()
             and weight is self.weight
+            and self.weight_sn.dtype == parametrization.output_dtype(weight)
             and parametrization.training == self.is_training
             and (self.with_grad or not torch.is_grad_enabled())
         )
@@ -84,6 +85,7 @@ class PreparedWeight:
         return (
             not torch.compiler.is_compiling()
             and weight is self.weight
+            and self.weight_sn.dtype == parametrization.output_dtype(weight)
             and (self.with_grad or not torch.is_grad_enabled())
             and self._conditions(weight, parametrization) == self.conditions
             and _is_running(self.forward)

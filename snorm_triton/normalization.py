@@ -140,12 +140,18 @@ def _rescale_in_torch(
 
 def normalize_in_torch(request: Request) -> SpectralNormalized:
     """As :func:`normalize` in torch's own differentiable operations alone, which anything takes."""
-    weight, u, v, dim, n_power_iterations, eps, dtype, _, buffers, replayed, _ = request
+    weight, u, v, dim = request.weight, request.u, request.v, request.dim
     if weight.numel() == 0:
         return normalize(request)
-    if replayed is None:
-        dense, view = in_matrix_layout(weight.detach(), dim)
-        call = (dense, view, u, v, n_power_iterations, eps, dtype, buffers)
-        _, u, v, _ = _without_autocast(weight.device.type, eager.normalize, *call)
-    weight_sn, sigma = _rescale_in_torch(weight, u, v, dim, dtype)
+    if request.sigma is None:
+        matrix = in_dtype_of(weight.detach(), u).movedim(dim, 0).flatten(1).contiguous()
+        view, device_type = MatrixView(1, *matrix.shape), weight.device.type
+        if (n := request.n_power_iterations) > 0:
+            state = _without_autocast(device_type, eager.power_step, matrix, view, u, v, n)
+        else:
+            state = _without_autocast(device_type, eager.estimate, matrix, view, u, v, request.eps)
+        u, v, sigma = state
+        for buffer, value in zip(reversed(request.buffers), (sigma, v, u), strict=False):
+            buffer.copy_(value.abs() if buffer.ndim == 0 else value)
+    weight_sn, sigma = _rescale_in_torch(weight, u, v, dim, request.dtype)
     return SpectralNormalized(weight_sn, u, v, sigma)

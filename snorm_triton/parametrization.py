@@ -12,6 +12,7 @@ from torch import Tensor, nn
 from torch.nn.utils.parametrize import ParametrizationList
 
 from . import recomputation, transforms, updates
+from .dispatch import select
 from .functional import (
     l2_normalize,
     matrix_shape,
@@ -62,12 +63,15 @@ class SpectralNormParametrization(nn.Module):
         stable_fp32: keep u, v and sigma at least float32 when the module becomes half or bfloat16.
         power_iter_on_eval: iterate in evaluation too.
         power_iter: ``"access"`` or ``"update"``.
+        autocast_output: under autocast, return a float32 weight in autocast's dtype.
         backend: see :func:`snorm_triton.dispatch.select`.
+        vectors: u and v to go on from, as they are, in place of random ones and iterations; sigma
+            is then NaN until the first access. A 1-D weight has none.
 
     Raises:
         IndexError: ``dim`` is out of range.
-        ValueError: ``n_power_iterations`` or ``eps`` is not positive, ``power_iter`` is unknown, or
-            ``backend`` cannot run.
+        ValueError: ``n_power_iterations`` or ``eps`` is not positive, ``power_iter`` is unknown,
+            ``backend`` cannot run, or ``vectors`` are not of shapes (M,) and (N,).
     """
 
     _u: Tensor
@@ -87,18 +91,24 @@ class SpectralNormParametrization(nn.Module):
         stable_fp32: bool = True,
         power_iter_on_eval: bool = False,
         power_iter: str = "access",
+        autocast_output: bool = False,
         backend: str = "auto",
+        vectors: tuple[Tensor, Tensor] | None = None,
     ) -> None:
         super().__init__()
         check_dim(dim, weight.shape)
         check_numbers(n_power_iterations, eps)
         check_policy(power_iter)
+        select(weight, backend)
+        if vectors is not None and weight.ndim > 1:
+            check_vectors(vectors, weight, dim)
         self.n_power_iterations = n_power_iterations
         self.dim = dim % weight.ndim
         self.eps = eps
         self.stable_fp32 = stable_fp32
         self.power_iter_on_eval = power_iter_on_eval
         self.power_iter = power_iter
+        self.autocast_output = autocast_output
         self.backend = backend
         self.iterations = recomputation.Iterations()
         dtype = state_dtype(weight)
@@ -112,8 +122,14 @@ class SpectralNormParametrization(nn.Module):
         if power_iter == "update":
             self.register_buffer("_due", torch.ones_like(sigma), persistent=False)
             self._follow_updates()
-        self.reset_parameters()
-        self._warm_up(weight)
+        if vectors is None or weight.ndim == 1:
+            self.reset_parameters()
+            self._warm_up(weight)
+        else:
+            with torch.no_grad():
+                self._u.copy_(vectors[0])
+                self._v.copy_(vectors[1])
+                self._sigma.fill_(torch.nan)
         if not stable_fp32:
             self._apply(lambda state: state.to(weight.dtype))
 
@@ -233,6 +249,14 @@ class SpectralNormParametrization(nn.Module):
             return prepared.weight_sn
         return normalize(self.request(weight)).weight_sn
 
+    def output_dtype(self, weight: Tensor) -> torch.dtype:
+        """Of what an access to ``weight`` returns here and now."""
+        if self.autocast_output and weight.dtype == torch.float32:
+            device_type = weight.device.type
+            if torch.is_autocast_enabled(device_type):
+                return torch.get_autocast_dtype(device_type)
+        return weight.dtype
+
     def request(self, weight: Tensor) -> Request:
         """What an access to ``weight`` computes now, and the buffers that it overwrites."""
         if self._is_cold and not torch.compiler.is_compiling() and not transforms.active():
@@ -270,7 +294,7 @@ class SpectralNormParametrization(nn.Module):
             self.dim,
             n_power_iterations,
             self.eps,
-            weight.dtype,
+            self.output_dtype(weight),
             self.backend,
             written,
             replayed,
@@ -295,6 +319,8 @@ class SpectralNormParametrization(nn.Module):
         options = f"n_power_iterations={self.n_power_iterations}, dim={self.dim}, eps={self.eps:g}"
         if self.power_iter != "access":
             options += f", power_iter={self.power_iter!r}"
+        if self.autocast_output:
+            options += ", autocast_output=True"
         return options + (f", backend={self.backend!r}" if self.backend != "auto" else "")
 
     def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> Any:
@@ -410,6 +436,17 @@ def check_dim(dim: int, shape: torch.Size) -> None:
         raise IndexError(
             f"dim must be in [{-len(shape)}, {len(shape) - 1}] for a parameter of shape "
             f"{tuple(shape)}, got {dim}"
+        )
+
+
+def check_vectors(vectors: tuple[Tensor, Tensor], weight: Tensor, dim: int) -> None:
+    """Raise ValueError where u and v are not those of a weight of this shape."""
+    shapes = [tuple(vector.shape) for vector in vectors]
+    expected = [(size,) for size in matrix_shape(weight, dim)]
+    if shapes != expected:
+        raise ValueError(
+            f"vectors must be u and v of shapes {expected[0]} and {expected[1]} for a weight of "
+            f"shape {tuple(weight.shape)} and dim {dim}, got {shapes}"
         )
 
 

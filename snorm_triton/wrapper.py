@@ -16,8 +16,10 @@ from torch.nn.utils.parametrize import (
 )
 from torch.utils.hooks import RemovableHandle
 
+from .checkpoint import legacy_keys, parametrized_keys
 from .copying import make_copyable
 from .dispatch import BACKENDS, select
+from .loading import before_load, forget_checkpoints, take_checkpoints
 from .lost_changes import watches
 from .parametrization import (
     WARM_UP_ITERATIONS,
@@ -37,7 +39,11 @@ DTYPES = (
     torch.complex64,
     torch.complex128,
 )
-OPTIONS = tuple(inspect.signature(SpectralNormParametrization).parameters)[1:]
+OPTIONS = tuple(
+    option
+    for option in inspect.signature(SpectralNormParametrization).parameters
+    if option not in ("weight", "vectors")
+)
 _TRANSPOSED = (nn.ConvTranspose1d, nn.ConvTranspose2d, nn.ConvTranspose3d)
 
 
@@ -138,11 +144,16 @@ class SpectralNormWrapper:
         options = {**self.options, "dim": self._dim(weight)}
         parametrization = SpectralNormParametrization(weight, **options)
         register_parametrization(self.module, self.name, parametrization)
+        self.adopt()
+        return self.module
+
+    def adopt(self) -> None:
+        """Make of a module that ours is registered on what :meth:`attach` makes of it."""
         self._list().__class__ = SpectralNormList
         if watches(self.module) and self._list().is_tensor:
             self._list().watched = self.name  # type: ignore[assignment]
+        take_checkpoints(self.module)
         make_copyable(self.module)
-        return self.module
 
     @torch.no_grad()
     def refresh(self, n_power_iterations: int = WARM_UP_ITERATIONS) -> None:
@@ -173,6 +184,8 @@ class SpectralNormWrapper:
                 remove_parametrizations(self.module, self.name, leave_parametrized)
             if is_parametrized(self.module):
                 make_copyable(self.module)
+        if not _waiting(self.module):
+            forget_checkpoints(self.module)
         return self.module
 
     def _list(self) -> ParametrizationList:
@@ -180,12 +193,7 @@ class SpectralNormWrapper:
         return parametrizations[self.name]  # type: ignore[no-any-return]
 
     def _deferred(self) -> list[_Deferred]:
-        hooks = self.module._forward_pre_hooks.values()
-        return [
-            hook
-            for hook in hooks
-            if isinstance(hook, _Deferred) and hook.name == self.name and not hook.attached
-        ]
+        return [waiting for waiting in _waiting(self.module) if waiting.name == self.name]
 
     @property
     def original(self) -> Tensor:
@@ -239,6 +247,7 @@ class _Deferred:
         self.attached = False
 
     def wait(self, module: nn.Module) -> None:
+        take_checkpoints(module)  # not while attaching: torch iterates over the load hooks then
         self.handles = (
             module.register_forward_pre_hook(self),
             module.register_load_state_dict_pre_hook(self.before_load),
@@ -265,7 +274,10 @@ class _Deferred:
 
         The hooks stay until the first forward: torch is iterating over them here.
         """
-        original = state_dict.get(f"{prefix}parametrizations.{self.name}.original")
+        original = state_dict.get(parametrized_keys(prefix, self.name)[0])
+        legacy_original, legacy_u, _ = legacy_keys(prefix, self.name)
+        if original is None and legacy_u in state_dict:
+            original = state_dict.get(legacy_original)
         if self.attached or original is None or is_lazy(original):
             return
         tensor = module._parameters.get(self.name)
@@ -277,3 +289,9 @@ class _Deferred:
                 # LazyLinear would read the weight for it, and so iterate.
                 module.in_features = original.shape[1]
         self.attach(module)
+        before_load(module, state_dict, prefix, *args)
+
+
+def _waiting(module: nn.Module) -> list[_Deferred]:
+    hooks = module._forward_pre_hooks.values()
+    return [hook for hook in hooks if isinstance(hook, _Deferred) and not hook.attached]

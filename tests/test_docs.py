@@ -10,6 +10,8 @@ import snorm_triton
 
 MODULES = [
     "snorm_triton.api",
+    "snorm_triton.checkpoint",
+    "snorm_triton.conversion",
     "snorm_triton.functional",
     "snorm_triton.monitor",
     "snorm_triton.wrapper",

@@ -10,6 +10,7 @@ from torch import nn
 from torch.nn.parameter import is_lazy
 
 from snorm_triton import apply_spectral_norm, remove_spectral_norm, sigmas, spectral_norm
+from snorm_triton.loading import before_load
 from snorm_triton.reference import largest_singular_value
 
 
@@ -40,7 +41,8 @@ def test_it_becomes_the_layer_it_stands_for(lazy_kind):
     layer = materialized(lazy_kind)
     assert type(layer).__name__ == "Parametrized" + lazy_kind.name.removeprefix("Lazy")
     assert not layer._forward_pre_hooks
-    assert not layer._load_state_dict_pre_hooks
+    (hook,) = layer._load_state_dict_pre_hooks.values()
+    assert hook.hook is before_load
 
 
 def test_a_normalized_state_dict_loads_before_the_first_forward(lazy_kind):

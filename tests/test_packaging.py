@@ -23,6 +23,8 @@ PUBLIC_NAMES = {
     "__version__",
     "apply_spectral_norm",
     "backend_report",
+    "convert_spectral_norm",
+    "convert_state_dict",
     "functional",
     "log_sigmas",
     "refresh_spectral_norm",
