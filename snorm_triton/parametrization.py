@@ -20,8 +20,6 @@ from .functional import (
     spectral_normalize,
     state_dtype,
 )
-from .lost_changes import Version, version_of
-from .lost_changes import warn as warn_of_a_lost_change
 from .normalization import Request
 
 WARM_UP_ITERATIONS = 15
@@ -113,9 +111,10 @@ class SpectralNormParametrization(nn.Module):
         self.iterations = recomputation.Iterations()
         dtype = state_dtype(weight)
         if weight.ndim > 1:
-            rows, columns = matrix_shape(weight, self.dim)
-            self.register_buffer("_u", weight.new_empty(rows, dtype=dtype))
-            self.register_buffer("_v", weight.new_empty(columns, dtype=dtype))
+            sizes = matrix_shape(weight, self.dim)
+            u, v = vectors or [weight.new_empty(size, dtype=dtype) for size in sizes]
+            self.register_buffer("_u", u.to(dtype).contiguous())
+            self.register_buffer("_v", v.to(dtype).contiguous())
             self._count_iterations()
         sigma = weight.new_empty((), dtype=dtype.to_real())
         self.register_buffer("_sigma", sigma, persistent=False)
@@ -126,10 +125,7 @@ class SpectralNormParametrization(nn.Module):
             self.reset_parameters()
             self._warm_up(weight)
         else:
-            with torch.no_grad():
-                self._u.copy_(vectors[0])
-                self._v.copy_(vectors[1])
-                self._sigma.fill_(torch.nan)
+            self._sigma.fill_(torch.nan)
         if not stable_fp32:
             self._apply(lambda state: state.to(weight.dtype))
 
@@ -366,50 +362,6 @@ class SpectralNormParametrization(nn.Module):
     def _count_iterations(self) -> None:
         if (u := self._buffers.get("_u")) is not None:
             recomputation.count_as(u, self.iterations)
-
-
-class SpectralNormList(ParametrizationList):
-    """As torch's, but it notices where the tensor that it handed out is changed in place.
-
-    And it does not search for further parametrizations where it holds one: at an access of a small
-    weight that search takes as long as a matrix-vector product.
-    """
-
-    watched: str | None = None  # the tensor's name, where changes of it are looked for
-    _handed_out: Version | None = None
-
-    def forward(self) -> Tensor:
-        """The tensor, parametrized."""
-        is_watched = self.watched is not None and not torch.compiler.is_compiling()
-        if is_watched:
-            handed_out = self._handed_out
-            if handed_out is not None and handed_out[0]._version != handed_out[1]:
-                self._forget()
-                warn_of_a_lost_change(str(self.watched), self.original.shape)
-        original = self._parameters.get("original")  # past Module's attribute lookup
-        if original is not None and len(self._modules) == 1:
-            parametrized: Tensor = self._modules["0"](original)
-        else:
-            parametrized = super().forward()
-        if is_watched:
-            self.__dict__["_handed_out"] = version_of(parametrized, self._handed_out)
-        return parametrized
-
-    def right_inverse(self, value: Tensor) -> None:
-        """Set the tensor before parametrization: ``module.weight *= 2`` changes and assigns."""
-        self._forget()
-        super().right_inverse(value)
-
-    def _forget(self) -> None:
-        self.__dict__.pop("_handed_out", None)
-
-    def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> Any:
-        self._forget()  # it lies on the device that the tensor leaves
-        return super()._apply(fn, recurse)
-
-    def __getstate__(self) -> dict[str, Any]:
-        # What was handed out was handed out by this very module.
-        return {key: value for key, value in self.__dict__.items() if key != "_handed_out"}
 
 
 def check_numbers(n_power_iterations: int, eps: float) -> None:

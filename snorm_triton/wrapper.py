@@ -20,16 +20,15 @@ from .checkpoint import legacy_keys, parametrized_keys
 from .copying import make_copyable
 from .dispatch import BACKENDS, select
 from .loading import before_load, forget_checkpoints, take_checkpoints
-from .lost_changes import watches
 from .parametrization import (
     WARM_UP_ITERATIONS,
-    SpectralNormList,
     SpectralNormParametrization,
     check_dim,
     check_numbers,
     check_policy,
     without_iterating,
 )
+from .parametrization_list import SpectralNormList, watches
 
 DTYPES = (
     torch.float32,
