@@ -96,7 +96,6 @@ torch.library.define(
 )
 
 
-@torch.library.impl(NORMALIZE, _BELOW_AUTOGRAD)
 def _normalize(
     weights: list[Tensor],
     us: list[Tensor],
@@ -117,7 +116,7 @@ def _normalize(
         if n > 0 and not due:
             iterations = recomputation.iterations_of(us[i])
             iterations.replay() if recomputes else iterations.add()
-        replays = n > 0 and (recomputes or (due and _is_zero(due[i])))
+        replays = n > 0 and (recomputes or (due and _on_host(due[i]) and due[i].item() == 0))
         state = (us[i], vs[i], dims[i], n, eps[i], dtype, backend, ())
         requests.append(Request(weights[i], *state, sigmas[i] if replays else None))
     with torch.no_grad():
@@ -134,14 +133,14 @@ def _normalize(
     return weights_sn, us, vs, sigmas
 
 
-def _is_zero(due: Tensor) -> bool:
-    """What the flag says where the host can see it without waiting for a device."""
-    return due.device.type == "cpu" and due.item() == 0
+def _on_host(due: Tensor) -> bool:
+    """Whether the flag can be read without waiting for a device."""
+    return due.device.type == "cpu"
 
 
 def _where_due(due: Tensor, output: list[Tensor], request: Request, sigma: Tensor) -> list[Tensor]:
     """``output``, or where the flag says so what the state before it gives, on the device."""
-    if due.device.type == "cpu":
+    if _on_host(due):
         return output
     ops = operations(request.weight, request.backend)
     weight, _ = in_matrix_layout(request.weight, request.dim)
@@ -171,16 +170,17 @@ def _fake_normalize(
     return weights_sn, us, vs, sigmas
 
 
+torch.library.impl(NORMALIZE, _BELOW_AUTOGRAD, _normalize)
 torch.library.register_fake(NORMALIZE, _fake_normalize)
 
 
-@torch.library.impl(WRITE, _BELOW_AUTOGRAD)
 def _write(buffers: list[Tensor], values: list[Tensor], tells: bool) -> None:
     # A recomputation takes the buffers as they then are. Where accesses iterate that is wrong once
     # another has, and their versions let autograd say so. Between updates it is right.
     torch._foreach_copy_(buffers if tells else [buffer.data for buffer in buffers], values)
 
 
+torch.library.impl(WRITE, _BELOW_AUTOGRAD, _write)
 torch.library.register_fake(WRITE, lambda buffers, values, tells: None)
 
 
@@ -222,7 +222,6 @@ def _backward(
 torch.library.register_autograd(NORMALIZE, _backward, setup_context=_setup_context)
 
 
-@torch.library.impl(RESCALE_BACKWARD, _BELOW_AUTOGRAD)
 def _rescale_backward(
     grads: list[Tensor],
     weights: list[Tensor],
@@ -258,6 +257,7 @@ def _fake_rescale_backward(
     ]
 
 
+torch.library.impl(RESCALE_BACKWARD, _BELOW_AUTOGRAD, _rescale_backward)
 torch.library.register_fake(RESCALE_BACKWARD, _fake_rescale_backward)
 
 
