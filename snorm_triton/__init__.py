@@ -4,6 +4,7 @@ from . import functional
 from .api import (
     apply_spectral_norm,
     backend_report,
+    refresh_spectral_norm,
     remove_spectral_norm,
     sigmas,
     spectral_norm,
@@ -16,6 +17,7 @@ from .models import (
     SNResNetDiscriminator,
     SNResNetGenerator,
 )
+from .monitor import log_sigmas
 from .parametrization import SpectralNormParametrization
 from .wrapper import SpectralNormWrapper
 
@@ -34,6 +36,8 @@ __all__ = [
     "convert_spectral_norm",
     "convert_state_dict",
     "functional",
+    "log_sigmas",
+    "refresh_spectral_norm",
     "remove_spectral_norm",
     "sigmas",
     "spectral_norm",

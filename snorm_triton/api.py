@@ -15,7 +15,7 @@ from .dispatch import SHARDED, is_sharded, select
 from .foreach import attach as attach_foreach
 from .foreach import detach as detach_foreach
 from .matrix_view import matrix_view
-from .parametrization import SpectralNormParametrization
+from .parametrization import WARM_UP_ITERATIONS, SpectralNormParametrization, check_numbers
 from .wrapper import SpectralNormWrapper
 
 M = TypeVar("M", bound=nn.Module)
@@ -64,6 +64,11 @@ def spectral_norm(
     In place of :func:`torch.nn.utils.parametrizations.spectral_norm`: the first five arguments, the
     results and the state dicts are the same. Miyato et al. (2018), arXiv 1802.05957. Normalizing a
     parameter twice stacks.
+
+    The parameter before normalization is ``module.parametrizations.weight.original``: initialize
+    that, assign ``module.weight = tensor``, or call ``module.reset_parameters()``. What is done in
+    place to ``module.weight``, as by ``nn.init``, is done to a temporary: the next access warns,
+    except of changes through ``.data``, of recurrent modules and of those with a ``max_norm``.
 
     Args:
         module: the module that holds the parameter; of any type, lazy ones included.
@@ -220,6 +225,50 @@ def apply_spectral_norm(
     detach_foreach(model)
     if foreach is not False:
         attach_foreach(model, everywhere=foreach is True)
+    return model
+
+
+def refresh_spectral_norm(model: M, n_power_iterations: int = WARM_UP_ITERATIONS) -> M:
+    """Recompute u, v and sigma of every normalized parameter from the weights as they are now.
+
+    For weights that changed other than by training: averaged, interpolated or loaded ones, or those
+    of a model that ``to_empty`` left without values. Whatever the mode; in place, and no access.
+
+    Args:
+        model: any module that holds normalized parameters.
+        n_power_iterations: iterations on each, from u and v as they are: random ones are drawn, as
+            at registration, only where those are zero or not finite, or too short or long for
+            vectors that training left, or for an average of such.
+
+    Returns:
+        The same module.
+
+    Raises:
+        ValueError: ``n_power_iterations`` is not positive, ``model`` holds nothing normalized, or
+            it is on the meta device still. Nothing is changed then.
+
+    Example:
+        >>> layer = spectral_norm(nn.Linear(20, 40)).eval()
+        >>> with torch.no_grad():
+        ...     layer.weight = torch.eye(40, 20)
+        >>> round(refresh_spectral_norm(layer, 50).weight.norm().item() ** 2)
+        20
+    """
+    check_numbers(n_power_iterations, eps=1)
+    found = list(_normalized(model))
+    if not found:
+        raise ValueError(
+            f"no spectral norm of snorm_triton is registered in {type(model).__name__}"
+        )
+    for name, wrapper in found:
+        if wrapper.original.is_meta and not wrapper.is_deferred:
+            raise ValueError(
+                f"parameter {name!r} is on the meta device: give it values before (to_empty, then "
+                "initialize or load)"
+            )
+    for _, wrapper in found:
+        if not wrapper.is_deferred:
+            wrapper.refresh(n_power_iterations)
     return model
 
 

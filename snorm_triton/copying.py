@@ -16,12 +16,16 @@ from torch import nn
 from torch.nn.modules.lazy import LazyModuleMixin
 from torch.nn.utils.parametrize import register_parametrization
 
+from .initialization import reset_originals
 from .parametrization import without_iterating
 from .refusals import refuse_parallelizing
 
 
 def make_copyable(module: nn.Module) -> None:
-    """Let ``copy.deepcopy`` and ``pickle`` take the parametrized ``module``."""
+    """Let ``copy.deepcopy`` and ``pickle`` take the parametrized ``module``.
+
+    And ``reset_parameters``, which the copies' classes need as well, reach what it initializes.
+    """
     cls = type(module)
     cls.__reduce_ex__ = _reduce  # type: ignore[assignment, method-assign]
     # torch's own would come first; a __deepcopy__ of the module's real class is inherited and
@@ -29,6 +33,8 @@ def make_copyable(module: nn.Module) -> None:
     if "__deepcopy__" in vars(cls):
         del cls.__deepcopy__  # type: ignore[attr-defined]
     refuse_parallelizing(cls)
+    if hasattr(cls, "reset_parameters"):
+        cls.reset_parameters = reset_originals
     if isinstance(module, LazyModuleMixin):
         _keep_parametrized_on_materialization(cls)
 

@@ -19,7 +19,7 @@ from torch.nn.parameter import Parameter
 from torch.nn.utils import parametrize
 from torch.nn.utils.parametrize import ParametrizationList
 
-from . import updates
+from . import transforms, updates
 from .functional import normalize_together
 from .parametrization import SpectralNormParametrization
 
@@ -139,6 +139,8 @@ def _forget(model: nn.Module, args: Any, output: Any) -> None:
 
 def _prepare(model: nn.Module, forward: FrameType | None, everywhere: bool) -> None:
     """Prepare the weights for this forward: its frame, or None where torch.compile traces it."""
+    if transforms.active():
+        return  # no node for many weights there
     chosen = []
     for module, name, parametrizations in _parametrized(model):
         weight = parametrizations.original

@@ -11,7 +11,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.nn.utils.parametrize import ParametrizationList
 
-from . import recomputation, updates
+from . import recomputation, transforms, updates
 from .dispatch import is_sharded, select
 from .functional import (
     l2_normalize,
@@ -50,6 +50,9 @@ class SpectralNormParametrization(nn.Module):
     written. The buffers are updated in place: replicas that share their
     storage see it, and their addresses stay. What backward needs is never the live buffer.
 
+    Under ``torch.func`` and forward-mode differentiation it computes in torch's own operations,
+    whatever the backend, and writes a buffer unless the samples of a ``vmap`` share it and differ.
+
     Args:
         weight: the weight as it is now, at least 1-D, floating or complex.
         n_power_iterations: iterations per access in training.
@@ -74,6 +77,7 @@ class SpectralNormParametrization(nn.Module):
     _sigma: Tensor
     _due: Tensor  # of policy "update": whether the next access of compiled code iterates
     prepared: Prepared | None = None
+    _is_cold = False  # whether u and v are as drawn
 
     def __init__(
         self,
@@ -94,6 +98,8 @@ class SpectralNormParametrization(nn.Module):
         check_numbers(n_power_iterations, eps)
         check_policy(power_iter)
         select(weight, backend)
+        if vectors is not None and weight.ndim > 1:
+            check_vectors(vectors, weight, dim)
         self.n_power_iterations = n_power_iterations
         self.dim = dim % weight.ndim
         self.eps = eps
@@ -103,51 +109,94 @@ class SpectralNormParametrization(nn.Module):
         self.autocast_output = autocast_output
         self.backend = backend
         self.iterations = recomputation.Iterations()
-        with torch.no_grad():
-            self._start(weight, vectors)
-
-    def _start(self, weight: Tensor, vectors: tuple[Tensor, Tensor] | None) -> None:
         dtype = state_dtype(weight)
-        if weight.ndim == 1:
-            sigma = torch.linalg.vector_norm(weight, dtype=dtype)
-        else:
-            if vectors is None:
-                u, v, sigma = self._warm_up(weight, dtype)
-            else:
-                check_vectors(vectors, weight, self.dim)
-                u, v = (vector.to(dtype).contiguous() for vector in vectors)
-                sigma = u.new_full((), torch.nan)
-            self.register_buffer("_u", u)
-            self.register_buffer("_v", v)
+        if weight.ndim > 1:
+            sizes = matrix_shape(weight, self.dim)
+            u, v = vectors or [
+                torch.empty(size, dtype=dtype, device=weight.device) for size in sizes
+            ]
+            self.register_buffer("_u", u.to(dtype).contiguous())
+            self.register_buffer("_v", v.to(dtype).contiguous())
             self._count_iterations()
-        self.register_buffer("_sigma", sigma.abs(), persistent=False)
-        if self.power_iter == "update":
-            self.register_buffer("_due", torch.ones_like(self._sigma), persistent=False)
+        sigma = torch.empty((), dtype=dtype.to_real(), device=weight.device)
+        self.register_buffer("_sigma", sigma, persistent=False)
+        if power_iter == "update":
+            self.register_buffer("_due", torch.ones_like(sigma), persistent=False)
             self._follow_updates()
-        if not self.stable_fp32:
+        if vectors is None or weight.ndim == 1:
+            self.reset_parameters()
+            self._warm_up(weight)
+        else:
+            self._sigma.fill_(torch.nan)
+        if not stable_fp32:
             self._apply(lambda state: state.to(weight.dtype))
 
-    def _warm_up(self, weight: Tensor, dtype: torch.dtype) -> tuple[Tensor, Tensor, Tensor]:
-        rows, columns = matrix_shape(weight, self.dim)
-        u = torch.empty(rows, dtype=dtype, device=weight.device).normal_(0, 1)
-        v = torch.empty(columns, dtype=dtype, device=weight.device).normal_(0, 1)
-        if is_sharded(weight):
-            from .sharded import broadcast
+    @torch.no_grad()
+    def reset_parameters(self) -> None:
+        """Draw u and v anew, in place; the next access iterates on them as registration does.
 
-            broadcast(cast(Any, weight).device_mesh, u, v)
-        _, u, v, sigma = spectral_normalize(
-            weight,
-            F.normalize(u, dim=0, eps=self.eps),
-            F.normalize(v, dim=0, eps=self.eps),
-            dim=self.dim,
-            n_power_iterations=WARM_UP_ITERATIONS,
-            backend=self.backend,
-        )
-        return u, v, sigma
+        Under torch's name for it, so that what initializes a model after ``to_empty`` finds it. One
+        that leaves the meta device is reset without being asked.
+        """
+        if "_u" in self._buffers:
+            for vector in (self._u, self._v):
+                wide = torch.empty_like(vector, dtype=state_dtype(vector)).normal_(0, 1)
+                vector.copy_(F.normalize(wide, dim=0, eps=self.eps))
+        self._sigma.fill_(torch.nan)
+        self._forget_updates()
+        self._is_cold = True
+
+    @torch.no_grad()
+    def refresh(self, weight: Tensor, n_power_iterations: int = WARM_UP_ITERATIONS) -> None:
+        """Iterate on u and v for ``weight`` as it is now, whatever the mode, in place.
+
+        From u and v as they are, which may be averages; drawn anew where they are not finite or
+        their lengths are neither that of a unit vector nor that of an average of such.
+        """
+        if weight.ndim > 1 and not self._is_usable():
+            self.reset_parameters()
+        self._warm_up(weight, n_power_iterations)
+
+    @torch.no_grad()
+    def _warm_up(self, weight: Tensor, n_power_iterations: int = WARM_UP_ITERATIONS) -> None:
+        if weight.is_meta:
+            return
+        if weight.ndim == 1:
+            self._sigma.copy_(torch.linalg.vector_norm(weight, dtype=state_dtype(weight)))
+        else:
+            dtype = state_dtype(weight)
+            if is_sharded(weight):
+                from .sharded import broadcast
+
+                broadcast(cast(Any, weight).device_mesh, self._u, self._v)
+            _, u, v, sigma = spectral_normalize(
+                weight,
+                F.normalize(self._u.to(dtype), dim=0, eps=self.eps),
+                F.normalize(self._v.to(dtype), dim=0, eps=self.eps),
+                dim=self.dim,
+                n_power_iterations=n_power_iterations,
+                backend=self.backend,
+            )
+            self._u.copy_(u)
+            self._v.copy_(v)
+            self._sigma.copy_(sigma.abs())
+            self.iterations.total += 1
+        self._is_cold = False
+        self.prepared = None
+
+    def _is_usable(self) -> bool:
+        """Whether u and v have the lengths of unit vectors, or of averages of such; reads them."""
+        lengths = (torch.linalg.vector_norm(x.to(state_dtype(x))) for x in (self._u, self._v))
+        return all(0.01 < length.abs() < 1.01 for length in lengths)
 
     def _follow_updates(self) -> None:
         self._updated_for: tuple[object, ...] | None = None  # the weight that u and v are of
         updates.follow(self)
+
+    def _forget_updates(self) -> None:
+        if self.power_iter == "update":
+            self._updated_for = None
+            self._due.fill_(1)
 
     @property
     def due(self) -> Tensor:
@@ -156,6 +205,8 @@ class SpectralNormParametrization(nn.Module):
 
     def _is_due(self, weight: Tensor) -> bool:
         """Whether the weight may have changed since the last iteration, which this then is."""
+        if transforms.active():
+            weight = transforms.plain(weight)
         now: tuple[object, ...] = (
             updates.steps,
             0 if weight.is_inference() else weight._version,
@@ -169,8 +220,11 @@ class SpectralNormParametrization(nn.Module):
         if now == self._updated_for:
             return False
         self._updated_for = now
-        with torch.no_grad():
-            self._due.zero_()
+        if transforms.active():
+            transforms.write((self._due,), (torch.zeros_like(self._due),))
+        else:
+            with torch.no_grad():
+                self._due.zero_()
         return True
 
     @property
@@ -185,9 +239,17 @@ class SpectralNormParametrization(nn.Module):
         """``weight / sigma``, of the weight's shape, dtype and memory layout."""
         if weight.ndim == 1:
             weight_sn, sigma = l2_normalize(weight, self.eps)
-            with torch.no_grad():
-                self._sigma.copy_(sigma)
+            if self._sigma.device != weight.device:
+                # Its state dict was assigned to a module on the meta device, and has no sigma.
+                self._sigma = torch.empty_like(self._sigma, device=weight.device)
+            if transforms.active():
+                transforms.write((self._sigma,), (sigma,))
+            else:
+                with torch.no_grad():
+                    self._sigma.copy_(sigma)
             return weight_sn
+        if transforms.active():
+            return transforms.normalize(self.request(weight)).weight_sn
         prepared = self.prepared
         if prepared is not None and prepared.serves(weight, self):
             return prepared.weight_sn
@@ -203,6 +265,8 @@ class SpectralNormParametrization(nn.Module):
 
     def request(self, weight: Tensor) -> Request:
         """What an access to ``weight`` computes now, and the buffers that it overwrites."""
+        if self._is_cold and not torch.compiler.is_compiling() and not transforms.active():
+            self._warm_up(weight)
         buffers: Any = self._buffers  # read past Module's attribute lookup
         u, v, sigma = buffers["_u"], buffers["_v"], buffers["_sigma"]
         if u.requires_grad or v.requires_grad or sigma.requires_grad:  # given by functional_call
@@ -266,19 +330,27 @@ class SpectralNormParametrization(nn.Module):
         return options + (f", backend={self.backend!r}" if self.backend != "auto" else "")
 
     def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> Any:
-        before = dict(self._buffers)
+        before, was_meta = dict(self._buffers), self._sigma.is_meta
         super()._apply(fn, recurse)
         self._widen(before)
+        if was_meta and not self._sigma.is_meta:
+            self.reset_parameters()
         return self
 
-    def _load_from_state_dict(self, state_dict: dict[str, Any], *args: Any) -> None:
-        super()._load_from_state_dict(state_dict, *args)
+    def _load_from_state_dict(self, state_dict: dict[str, Any], prefix: str, *args: Any) -> None:
+        super()._load_from_state_dict(state_dict, prefix, *args)
         self._widen(dict(self._buffers))
+        if "_u" in self._buffers and self._sigma.device != self._u.device:
+            # As where a state dict is assigned to a module on the meta device: it holds neither.
+            for name in ("_sigma", "_due"):
+                if name in self._buffers:
+                    buffer = torch.empty_like(getattr(self, name), device=self._u.device)
+                    setattr(self, name, buffer)
         with torch.no_grad():
             self._sigma.fill_(torch.nan)
-            if self.power_iter == "update":
-                self._updated_for = None
-                self._due.fill_(1)
+            self._forget_updates()
+        if prefix + "_u" in state_dict and prefix + "_v" in state_dict:
+            self._is_cold = False
 
     def _widen(self, sources: dict[str, Tensor | None]) -> None:
         """Where a buffer has become half precision, take it from ``sources`` in float32 instead.
@@ -300,20 +372,6 @@ class SpectralNormParametrization(nn.Module):
     def _count_iterations(self) -> None:
         if (u := self._buffers.get("_u")) is not None:
             recomputation.count_as(u, self.iterations)
-
-
-class SpectralNormList(ParametrizationList):
-    """As torch's, but it does not search for further parametrizations where it holds one.
-
-    At an access of a small weight that search takes as long as a matrix-vector product.
-    """
-
-    def forward(self) -> Tensor:
-        """The tensor, parametrized."""
-        if len(self._modules) == 1 and self.is_tensor:
-            parametrized: Tensor = self._modules["0"](self.original)
-            return parametrized
-        return super().forward()
 
 
 def check_numbers(n_power_iterations: int, eps: float) -> None:

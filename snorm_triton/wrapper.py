@@ -22,13 +22,14 @@ from .copying import make_copyable
 from .dispatch import BACKENDS, select
 from .loading import before_load, forget_checkpoints, take_checkpoints
 from .parametrization import (
-    SpectralNormList,
+    WARM_UP_ITERATIONS,
     SpectralNormParametrization,
     check_dim,
     check_numbers,
     check_policy,
     without_iterating,
 )
+from .parametrization_list import SpectralNormList, watches
 from .refusals import check_removable, check_sharding
 
 DTYPES = (
@@ -158,8 +159,23 @@ class SpectralNormWrapper:
     def adopt(self) -> None:
         """Make of a module that ours is registered on what :meth:`attach` makes of it."""
         self._list().__class__ = SpectralNormList
+        if watches(self.module) and self._list().is_tensor:
+            self._list().watched = self.name  # type: ignore[assignment]
         take_checkpoints(self.module)
         make_copyable(self.module)
+
+    @torch.no_grad()
+    def refresh(self, n_power_iterations: int = WARM_UP_ITERATIONS) -> None:
+        """As :func:`snorm_triton.refresh_spectral_norm`, of this parameter."""
+        parametrizations = self._list()
+        tensors = parametrizations._parameters or parametrizations._buffers
+        inputs: list[Any] = list(tensors.values())
+        with without_iterating(parametrizations):
+            for parametrization in parametrizations:
+                if isinstance(parametrization, SpectralNormParametrization):
+                    parametrization.refresh(inputs[0], n_power_iterations)
+                if parametrization is not parametrizations[-1]:
+                    inputs = [parametrization(*inputs)]
 
     def remove(self, *, leave_parametrized: bool = True) -> nn.Module:
         """Take every parametrization off the parameter, without iterating. Returns the module.

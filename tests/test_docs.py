@@ -13,6 +13,7 @@ MODULES = [
     "snorm_triton.checkpoint",
     "snorm_triton.conversion",
     "snorm_triton.functional",
+    "snorm_triton.monitor",
     "snorm_triton.wrapper",
     "snorm_triton.models.sn_resnet",
     "snorm_triton.models.sn_dcgan",

@@ -26,6 +26,8 @@ PUBLIC_NAMES = {
     "convert_spectral_norm",
     "convert_state_dict",
     "functional",
+    "log_sigmas",
+    "refresh_spectral_norm",
     "remove_spectral_norm",
     "sigmas",
     "spectral_norm",

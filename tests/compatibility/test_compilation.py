@@ -89,10 +89,7 @@ def test_export(sn, strict):
     model, x = model_of(sn).eval(), images()
     program = torch.export.export(model, (x,), strict=strict)
     torch.testing.assert_close(program.module()(x), model(x), rtol=1e-4, atol=1e-4)
-    called = [node.target for node in program.graph.nodes if node.op == "call_function"]
-    assert all(
-        target.namespace != "snorm_triton" for target in called if hasattr(target, "namespace")
-    )
+    assert "snorm_triton" not in program.graph_module.code  # torch's own operators alone
 
 
 @pytest.mark.promise("ONNX of a model in evaluation, run by onnxruntime")
@@ -126,6 +123,7 @@ def test_script(sn):
 
 
 @pytest.mark.promise("`quantize_dynamic` of a folded model")
+@pytest.mark.filterwarnings("ignore:torch.quantize:UserWarning")
 def test_quantize(sn):
     model, x = model_of(sn).eval(), images()
     expected = model(x)
