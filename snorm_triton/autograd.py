@@ -70,18 +70,18 @@ class _Rescale(torch.autograd.Function):
 
     @staticmethod
     def backward(ctx: Any, *grads: Tensor | None) -> Any:
-        used: list[Estimate] = []
-        given: list[Tensor] = []
-        for estimate, grad in zip(ctx.estimates, grads, strict=True):
-            if grad is not None:
-                _check_unmodified(estimate)
-                used.append(estimate)
-                given.append(grad)
+        estimates: Sequence[Estimate] = ctx.estimates
+        given: Sequence[Any] = grads
+        used = [i for i, grad in enumerate(grads) if grad is not None]
+        if len(used) < len(grads):
+            estimates, given = [estimates[i] for i in used], [grads[i] for i in used]
+        for estimate in estimates:
+            _check_unmodified(estimate)
         if torch.is_grad_enabled():  # the gradient itself is to be differentiated
-            weights = [estimate.weight for estimate in used]
-            grad_weights = _RescaleBackward.apply(ctx.ops, used, *given, *weights)
+            weights = [estimate.weight for estimate in estimates]
+            grad_weights = _RescaleBackward.apply(ctx.ops, estimates, *given, *weights)
         else:
-            grad_weights = rescale_backward(ctx.ops, used, given)
+            grad_weights = rescale_backward(ctx.ops, estimates, given)
         if len(used) < len(grads):
             each = iter(grad_weights)
             grad_weights = [None if grad is None else next(each) for grad in grads]

@@ -265,7 +265,8 @@ class SpectralNormParametrization(nn.Module):
 
     def request(self, weight: Tensor) -> Request:
         """What an access to ``weight`` computes now, and the buffers that it overwrites."""
-        if self._is_cold and not torch.compiler.is_compiling() and not transforms.active():
+        is_compiling = torch.compiler.is_compiling()
+        if self._is_cold and not is_compiling and not transforms.active():
             self._warm_up(weight)
         buffers: Any = self._buffers  # read past Module's attribute lookup
         u, v, sigma = buffers["_u"], buffers["_v"], buffers["_sigma"]
@@ -274,25 +275,24 @@ class SpectralNormParametrization(nn.Module):
         dtype = state_dtype(weight)
         n_power_iterations, replayed = 0, None
         due: Tensor | None = None
-        written: tuple[Tensor, ...] = (sigma,)
+        written: tuple[Tensor, ...]
         iterates = self.training or self.power_iter_on_eval
-        if not torch.compiler.is_compiling() and recomputation.is_running():
+        if not is_compiling and recomputation.is_running():
             written = ()
             if iterates:
                 if self.power_iter == "access":
                     self.iterations.replay()
                 replayed = sigma.to(dtype)
-        elif iterates and self.power_iter == "update" and torch.compiler.is_compiling():
-            due = buffers["_due"]
+        elif not iterates:
+            written = () if is_compiling else (sigma,)  # a compiled evaluation is pure
+        elif is_compiling:
             n_power_iterations, written = self.n_power_iterations, (u, v, sigma)
-        elif iterates and (self.power_iter == "access" or self._is_due(weight)):
+            due = buffers.get("_due")
+        elif self.power_iter == "access" or self._is_due(weight):
             n_power_iterations, written = self.n_power_iterations, (u, v, sigma)
-            if not torch.compiler.is_compiling():
-                self.iterations.add()
-        elif iterates:
+            self.iterations.add()
+        else:
             written, replayed = (), sigma.to(dtype)
-        elif torch.compiler.is_compiling():
-            written = ()  # a compiled evaluation is pure
         return Request(
             weight,
             u if u.dtype == dtype else u.to(dtype),
@@ -300,7 +300,7 @@ class SpectralNormParametrization(nn.Module):
             self.dim,
             n_power_iterations,
             self.eps,
-            self.output_dtype(weight),
+            self.output_dtype(weight) if self.autocast_output else weight.dtype,
             self.backend,
             written,
             replayed,

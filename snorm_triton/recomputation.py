@@ -19,7 +19,7 @@ from . import updates
 
 def is_running() -> bool:
     """Whether this is inside a backward."""
-    return bool(torch._C._current_graph_task_id() != -1)
+    return torch._C._current_graph_task_id() != -1
 
 
 class Iterations:
