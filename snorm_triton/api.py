@@ -11,11 +11,12 @@ from torch.nn.utils.parametrizations import _SpectralNorm as _TorchSpectralNorm
 from torch.nn.utils.parametrize import is_parametrized
 from torch.nn.utils.spectral_norm import SpectralNorm as _LegacySpectralNorm
 
+from .checks import check_numbers
 from .dispatch import SHARDED, is_sharded, select
 from .foreach import attach as attach_foreach
 from .foreach import detach as detach_foreach
 from .matrix_view import matrix_view
-from .parametrization import WARM_UP_ITERATIONS, SpectralNormParametrization, check_numbers
+from .parametrization import WARM_UP_ITERATIONS, SpectralNormParametrization
 from .wrapper import SpectralNormWrapper
 
 M = TypeVar("M", bound=nn.Module)

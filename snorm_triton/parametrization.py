@@ -12,6 +12,7 @@ from torch import Tensor, nn
 from torch.nn.utils.parametrize import ParametrizationList
 
 from . import recomputation, transforms, updates
+from .checks import check_dim, check_numbers, check_policy, check_vectors
 from .dispatch import is_sharded, select
 from .functional import (
     l2_normalize,
@@ -23,7 +24,6 @@ from .functional import (
 from .normalization import Request
 
 WARM_UP_ITERATIONS = 15
-POLICIES = ("access", "update")
 
 
 class Prepared(Protocol):
@@ -316,6 +316,7 @@ class SpectralNormParametrization(nn.Module):
         self._count_iterations()
         if self.power_iter == "update":
             self._follow_updates()
+            self._forget_updates()
 
     def right_inverse(self, value: Tensor) -> Tensor:
         """The value itself: assigning to the parameter sets the weight before normalization."""
@@ -372,48 +373,6 @@ class SpectralNormParametrization(nn.Module):
     def _count_iterations(self) -> None:
         if (u := self._buffers.get("_u")) is not None:
             recomputation.count_as(u, self.iterations)
-
-
-def check_numbers(n_power_iterations: int, eps: float) -> None:
-    """Raise ValueError for a number of iterations below 1 or an eps not between 0 and infinity."""
-    if not _is_integer(n_power_iterations) or n_power_iterations < 1:
-        raise ValueError(
-            f"n_power_iterations must be an integer of at least 1, got {n_power_iterations!r}"
-        )
-    if not isinstance(eps, int | float) or not 0 < eps < float("inf"):
-        raise ValueError(f"eps must be positive and finite, got {eps!r}")
-
-
-def check_policy(power_iter: str) -> None:
-    """Raise ValueError for a policy that is neither "access" nor "update"."""
-    if power_iter not in POLICIES:
-        raise ValueError(f"power_iter must be one of {', '.join(POLICIES)}, got {power_iter!r}")
-
-
-def check_dim(dim: int, shape: torch.Size) -> None:
-    """Raise ValueError for a dim that is no integer, IndexError for one that ``shape`` lacks."""
-    if not _is_integer(dim):
-        raise ValueError(f"dim must be an integer, got {dim!r}")
-    if not -len(shape) <= dim < len(shape):
-        raise IndexError(
-            f"dim must be in [{-len(shape)}, {len(shape) - 1}] for a parameter of shape "
-            f"{tuple(shape)}, got {dim}"
-        )
-
-
-def check_vectors(vectors: tuple[Tensor, Tensor], weight: Tensor, dim: int) -> None:
-    """Raise ValueError where u and v are not those of a weight of this shape."""
-    shapes = [tuple(vector.shape) for vector in vectors]
-    expected = [(size,) for size in matrix_shape(weight, dim)]
-    if shapes != expected:
-        raise ValueError(
-            f"vectors must be u and v of shapes {expected[0]} and {expected[1]} for a weight of "
-            f"shape {tuple(weight.shape)} and dim {dim}, got {shapes}"
-        )
-
-
-def _is_integer(value: object) -> bool:
-    return isinstance(value, int) and not isinstance(value, bool)
 
 
 @contextmanager

@@ -18,15 +18,13 @@ from torch.nn.utils.parametrize import (
 from torch.utils.hooks import RemovableHandle
 
 from .checkpoint import legacy_keys, parametrized_keys
+from .checks import check_dim, check_numbers, check_policy
 from .copying import make_copyable
 from .dispatch import BACKENDS, select
 from .loading import before_load, forget_checkpoints, take_checkpoints
 from .parametrization import (
     WARM_UP_ITERATIONS,
     SpectralNormParametrization,
-    check_dim,
-    check_numbers,
-    check_policy,
     without_iterating,
 )
 from .parametrization_list import SpectralNormList, watches

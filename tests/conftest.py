@@ -6,6 +6,7 @@ import os
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from math import isnan
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -16,6 +17,13 @@ from worlds import World
 
 # cuBLAS is deterministic, as `nan_filled_memory` asks of it, only with a workspace of its own.
 os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")
+
+
+def pytest_addoption(parser: pytest.Parser) -> None:
+    # Here, because a folder's own conftest.py is too late for it.
+    parser.addoption(
+        "--compatibility", type=Path, help="write the table of tests/compatibility to this file"
+    )
 
 
 @dataclass(frozen=True)

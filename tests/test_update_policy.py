@@ -135,6 +135,16 @@ def test_a_copy_hears_of_steps(layer, duplicate):
     assert torch.equal(u_of(layer), u)
 
 
+def test_compiled_and_eager_accesses_agree_on_a_copy(layer):
+    torch.compiler.reset()
+    layer.weight  # noqa: B018
+    twins = copy.deepcopy(layer), copy.deepcopy(layer)
+    compiled = torch.compile(lambda: twins[0].weight, backend="eager", fullgraph=True)
+    for _ in range(2):
+        assert torch.equal(compiled(), twins[1].weight)
+        assert torch.equal(u_of(twins[0]), u_of(twins[1]))
+
+
 def discriminator(foreach=False):
     torch.manual_seed(0)
     model = nn.Sequential(nn.Linear(6, 8), nn.Tanh(), nn.Linear(8, 5), nn.Tanh())

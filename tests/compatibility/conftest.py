@@ -54,12 +54,8 @@ OURS = SpectralNorm("ours", snorm_triton.spectral_norm, snorm_triton.remove_spec
 TORCH = SpectralNorm("torch", torch_spectral_norm, remove_parametrizations)
 
 
-def pytest_addoption(parser: pytest.Parser) -> None:
-    parser.addoption("--compatibility", type=Path, help="write the table of promises to this file")
-
-
 def pytest_configure(config: pytest.Config) -> None:
-    path = config.getoption("compatibility", None)
+    path = config.getoption("compatibility")
     if path is not None and not hasattr(config, "workerinput"):
         config.pluginmanager.register(Table(path))
 
