@@ -6,6 +6,7 @@ JOBS := 2
 RESULTS :=
 RUN :=
 BENCH_JSON := .benchmarks/latest.json
+RUNS := 1
 BENCH_ARGS :=
 TRAFFIC_ARGS :=
 DEMO_ARGS :=
@@ -63,9 +64,11 @@ traffic: $(READY)  ## the bytes that every kernel moves for the layers of the be
 communication: $(READY)  ## what the normalization of a sharded weight sends, into docs/distributed.md
 	$(PYTHON) -m bench.communication docs/distributed.md
 
-bench: $(READY)  ## ours beside torch's spectral norms and a copy, on the device at hand
-	$(PYTEST_BENCH) bench $(BENCH_ARGS)
-	@$(PYTHON) -m bench.report $(BENCH_JSON) $(if $(RESULTS),--results $(RESULTS))
+bench: $(READY)  ## ours beside torch's spectral norms and a copy, on the device at hand; RUNS=3: medians of 3 runs
+	for run in $$(seq $(RUNS)); do \
+	  $(subst latest,run-$$run,$(PYTEST_BENCH)) bench $(BENCH_ARGS) || exit; done
+	@$(PYTHON) -m bench.report $(foreach run,$(shell seq $(RUNS)),$(subst latest,run-$(run),$(BENCH_JSON))) \
+	  $(if $(RESULTS),--results $(RESULTS))
 
 bench-compare: $(READY)  ## fail where ours became slower than the committed result of this device has it
 	$(if $(RUN),,$(PYTEST_BENCH) --recorded --no-compiled bench/bench_access.py::bench_layer $(BENCH_ARGS))

@@ -1,6 +1,7 @@
 """A run of the benchmarks as Markdown tables and a chart.
 
 python -m bench.report RUN.json                      print the tables
+python -m bench.report RUN.json RUN.json             of several runs the medians
 python -m bench.report RUN.json --results FOLDER     also write <device name>.json, .md, .png there
 """
 
@@ -13,7 +14,7 @@ from pathlib import Path
 from bench.bandwidth import count_ahead, subject_of
 from bench.chart import draw
 from bench.normalizations import LEGACY, NEW
-from bench.result import SUITES, Result, file_name, load, mean_ratio, rows_of, values
+from bench.result import SUITES, Result, file_name, load, mean_ratio, pool, rows_of, values
 from bench.tables import access_tables, company, table, training_table
 from bench.variants import COPY, NEW_COMPILED
 
@@ -22,6 +23,11 @@ def head(result: Result) -> str:
     backend = result["SNORM_TRITON_BACKEND"] or "not set"
     commit = result["commit"][:12] + (" with changes" if result["uncommitted_changes"] else "")
     rounds = [row["rounds"] for row in result["rows"]]
+    runs = {row.get("runs", 1) for row in result["rows"]}
+    several = ""
+    if runs != {1}:
+        span = " to ".join(str(each) for each in sorted({min(runs), max(runs)}))
+        several = f" All that in {span} runs, each a process of its own, and medians over them."
     reached = ""
     if any(map(subject_of, result["rows"])):
         reached = ", and how much of their bandwidth the bytes that our kernels must move make"
@@ -35,8 +41,8 @@ All variants of a row were timed in one run, in turns and in a new order each ro
 ({min(rounds)} to {max(rounds)} rounds), after a warm-up. A time is the host's, with the device \
 synchronised before and after a block of accesses of the same weights (so a small weight stays in \
 cache), divided by their number; medians over the rounds. In brackets the time over that of ours: \
-the ratio of the medians, then the quartiles of the ratios round by round. `{COPY}` copies the \
-weights into existing buffers, in every table; beside ours stands its time in such \
+the ratio of the medians, then the quartiles of the ratios round by round.{several} `{COPY}` \
+copies the weights into existing buffers, in every table; beside ours stands its time in such \
 copies{reached}. Compiling takes seconds a layer: `{NEW_COMPILED}` is measured in some rows only. \
 An empty cell was not measured.
 """
@@ -97,10 +103,13 @@ def save(result: Result, folder: Path) -> list[Path]:
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("run", type=Path, help="what --benchmark-json wrote, or a saved result")
+    parser.add_argument(
+        "runs", type=Path, nargs="+", help="what --benchmark-json wrote, or a saved result"
+    )
     parser.add_argument("--results", type=Path, help="folder to write the result to")
     arguments = parser.parse_args()
-    result = load(arguments.run)
+    results = [load(run) for run in arguments.runs]
+    result = results[0] if len(results) == 1 else pool(results)
     print(markdown(result))
     if arguments.results:
         print("written:", *save(result, arguments.results))

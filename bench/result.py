@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import re
 from pathlib import Path
-from statistics import geometric_mean
+from statistics import geometric_mean, median
 from typing import Any, NamedTuple
 
 from bench.normalizations import NEW
@@ -58,6 +58,44 @@ def load(path: Path) -> Result:
     """From a pytest-benchmark JSON or from a saved result."""
     content = json.loads(path.read_text())
     return condense(content) if "benchmarks" in content else content
+
+
+def pool(results: list[Result]) -> Result:
+    """Runs of one tree on one device as one result: of each figure of a row the median over them.
+
+    Where a result lies in memory, and whether its pages are fresh, differs from process to process
+    more than from round to round. A row that some runs leave out is pooled over the others.
+    """
+    first = results[0]
+    for result in results[1:]:
+        for key in (*HEAD, "commit", "uncommitted_changes"):
+            if result[key] != first[key]:
+                raise ValueError(f"runs of different {key}: {first[key]!r} and {result[key]!r}")
+    alike: dict[tuple[str, ...], list[Row]] = {}
+    for row in (row for result in results for row in result["rows"]):
+        key = tuple(row[column] for column in ("suite", "case", "dtype", "pass"))
+        alike.setdefault(key, []).append(row)
+    return {**first, "rows": [_pooled(rows) for rows in alike.values()]}
+
+
+def _pooled(rows: list[Row]) -> Row:
+    variants = {}
+    for name in rows[0]["variants"]:
+        timings = [row["variants"][name] for row in rows if name in row["variants"]]
+        variants[name] = {
+            key: median(timing[key] for timing in timings) for key in ("median", "ratio")
+        }
+        for key in ("quartiles", "ratio_quartiles"):
+            ends = zip(*(timing[key] for timing in timings), strict=True)
+            variants[name][key] = [median(each) for each in ends]
+    others = [row["cpus_used_by_others"] for row in rows]
+    return {
+        **rows[0],
+        "runs": len(rows),
+        "rounds": min(row["rounds"] for row in rows),
+        "cpus_used_by_others": None if None in others else max(others),
+        "variants": variants,
+    }
 
 
 def file_name(device: str) -> str:

@@ -7,7 +7,7 @@ import pytest
 from bench import compare, report
 from bench.chart import COLORS, figure_of
 from bench.normalizations import FOREACH, LEGACY, NEW, OURS, PER_LAYER
-from bench.result import HEAD, condense, load, mean_ratio
+from bench.result import HEAD, condense, load, mean_ratio, pool
 from bench.training import NONE
 from bench.variants import COPY
 
@@ -86,6 +86,34 @@ def test_condensed_run_keeps_rows_and_device_and_no_timings():
         "benchmarks": [{"stats": {"data": [1]}, "extra_info": measured}],
     }
     assert condense(run) == result
+
+
+def with_quartiles(row):
+    for each in row["variants"].values():
+        each["quartiles"] = each["ratio_quartiles"]
+    return row
+
+
+def test_runs_are_pooled_row_by_row():
+    runs = [
+        result_of(with_quartiles(layer_row(new=0.5)), with_quartiles(layer_row("Linear 5-5"))),
+        result_of(with_quartiles(layer_row(new=3.0, cpus_used_by_others=0.2, rounds=9))),
+        result_of(with_quartiles(layer_row(new=4.0))),
+    ]
+    pooled = pool(runs)
+    row, only_once = pooled["rows"]
+    assert (row["runs"], row["rounds"], row["cpus_used_by_others"]) == (3, 9, 0.2)
+    assert row["variants"][NEW]["ratio"] == 3.0
+    assert row["variants"][NEW]["ratio_quartiles"] == pytest.approx([2.7, 3.3])
+    assert (only_once["case"], only_once["runs"]) == ("Linear 5-5", 1)
+    assert "All that in 1 to 3 runs" in report.markdown(pooled)
+    assert runs[0]["rows"][0]["variants"][NEW]["ratio"] == 0.5
+
+
+def test_runs_of_different_trees_are_not_pooled():
+    one = result_of(layer_row())
+    with pytest.raises(ValueError, match=r"runs of different commit: .* and 'other'"):
+        pool([one, one | {"commit": "other"}])
 
 
 def test_geometric_means():
