@@ -87,6 +87,22 @@ def test_training_gives_what_eager_training_gives_and_compiles_no_more(
 
 
 @pytest.mark.parametrize("power_iter", ["access", "update"])
+def test_compiled_code_takes_the_backend_that_eager_code_takes(backend, foreach, power_iter):
+    options = {"backend": backend, "foreach": foreach, "power_iter": power_iter}
+    model, plain = (discriminator(**options) for _ in range(2))
+    compiled = torch.compile(model, backend="aot_eager", fullgraph=True)
+    optimizers = [torch.optim.SGD(each.parameters(), lr=0.05) for each in (model, plain)]
+    for _ in range(2):
+        x = images(2)
+        assert_close(
+            gradients(compiled(x).square().sum(), model), gradients(plain(x).square().sum(), plain)
+        )
+        for optimizer in optimizers:
+            optimizer.step()
+        assert_close(model.buffers(), plain.buffers())
+
+
+@pytest.mark.parametrize("power_iter", ["access", "update"])
 def test_two_forwards_in_one_graph(foreach, power_iter):
     model, plain = (discriminator(foreach=foreach, power_iter=power_iter) for _ in range(2))
     optimizers = [torch.optim.SGD(each.parameters(), lr=0.05) for each in (model, plain)]

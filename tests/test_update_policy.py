@@ -89,6 +89,17 @@ def test_every_evaluation_of_lbfgs_counts(layer):
     assert all(iterations)
 
 
+def test_what_is_replayed_is_bitwise_what_was_computed(backend):
+    layer = spectral_norm(nn.Conv2d(3, 5, 3), power_iter="update", backend=backend)
+    with torch.no_grad():
+        layer.parametrizations.weight.original.add_(1)
+    original, grad = layer.parametrizations.weight.original, torch.randn(5, 3, 3, 3)
+    first, second = layer.weight, layer.weight
+    assert torch.equal(first, second)
+    gradients = [torch.autograd.grad(weight, original, grad)[0] for weight in (first, second)]
+    assert torch.equal(*gradients)
+
+
 def test_a_change_in_place_counts(layer):
     layer.weight  # noqa: B018
     with torch.no_grad():
