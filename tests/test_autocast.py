@@ -17,16 +17,17 @@ def layer_of(backend="auto", **options):
     return spectral_norm(nn.Linear(6, 4), backend=backend, **options)
 
 
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
 @pytest.mark.parametrize("autocast_output", [False, True])
 @pytest.mark.parametrize("training", [True, False], ids=["train", "eval"])
-def test_u_v_and_sigma_are_those_of_float32(backend, autocast_output, training):
+def test_u_v_and_sigma_are_those_of_float32(backend, autocast_output, training, dtype):
     plain = layer_of(backend).train(training)
     layer = layer_of(backend, autocast_output=autocast_output).train(training)
     expected = plain.weight
     before = state_of(layer)
-    with torch.autocast(expected.device.type, torch.bfloat16):
+    with torch.autocast(expected.device.type, dtype):
         weight = layer.weight
-    assert weight.dtype == (torch.bfloat16 if autocast_output else torch.float32)
+    assert weight.dtype == (dtype if autocast_output else torch.float32)
     # Triton's interpreter cuts what it stores in bfloat16, where a GPU rounds it.
     tolerance = 2**-7 if autocast_output else 0
     torch.testing.assert_close(weight.float(), expected, rtol=tolerance, atol=0)
