@@ -140,11 +140,17 @@ def matvec(operand: Tensor, v: Tensor) -> Tensor:
 
 def matvec_transposed(operand: Tensor, u: Tensor) -> Tensor:
     """``W^H u`` of shape (N,) in memory column order, for ``u`` of shape (M,)."""
+    if operand.is_complex():
+        # Conjugated in memory: what torch.compile calls an operator from loses sight of a lazy one.
+        return _matvec_transposed(operand, u.conj_physical()).conj_physical()
+    return _matvec_transposed(operand, u)
+
+
+def _matvec_transposed(operand: Tensor, u: Tensor) -> Tensor:
     if operand.ndim == 2:
-        return torch.mv(operand.mH, u)
+        return torch.mv(operand.mT, u)
     P, M, _ = operand.shape
-    s: Tensor = torch.bmm(u.conj().expand(P, 1, M), operand).view(-1).conj()
-    return s
+    return torch.bmm(u.expand(P, 1, M), operand).view(-1)
 
 
 def _add_outer_(operand: Tensor, a: Tensor, b: Tensor) -> None:

@@ -21,7 +21,9 @@ from torch.nn.utils.parametrize import ParametrizationList
 
 from . import transforms, updates
 from .functional import normalize_together
+from .normalization import SpectralNormalized
 from .parametrization import SpectralNormParametrization
+from .recomputation import State
 
 
 class TracedWeight:
@@ -37,6 +39,7 @@ class TracedWeight:
         self.weight = weight
         self.weight_sn = weight_sn
         self.model = model
+        self.state = None
         self.is_training = parametrization.training
         self.with_grad = torch.is_grad_enabled()
 
@@ -57,12 +60,13 @@ class PreparedWeight:
     def __init__(
         self,
         weight: Tensor,
-        weight_sn: Tensor,
+        normalized: SpectralNormalized,
         parametrization: SpectralNormParametrization,
         forward: FrameType,
     ) -> None:
         self.weight = weight
-        self.weight_sn = weight_sn
+        self.weight_sn = normalized.weight_sn
+        self.state = State(normalized.u, normalized.v, normalized.sigma.detach())
         self.forward = forward
         self.conditions = self._conditions(weight, parametrization)
         self.with_grad = torch.is_grad_enabled()
@@ -158,15 +162,16 @@ def _prepare(model: nn.Module, forward: FrameType | None, everywhere: bool) -> N
         if prepared is None or not prepared.serves(weight, parametrization):
             chosen.append((weight, parametrization))
     requests = [parametrization.request(weight) for weight, parametrization in chosen]
-    for (weight, parametrization), normalized in zip(
-        chosen, normalize_together(requests), strict=True
+    outputs = normalize_together(requests)
+    for (weight, parametrization), request, normalized in zip(
+        chosen, requests, outputs, strict=True
     ):
-        weight_sn = normalized.weight_sn
-        parametrization.prepared = (
-            TracedWeight(weight, weight_sn, parametrization, model)
-            if forward is None
-            else PreparedWeight(weight, weight_sn, parametrization, forward)
-        )
+        if forward is None:
+            weight_sn = normalized.weight_sn
+            parametrization.prepared = TracedWeight(weight, weight_sn, parametrization, model)
+        else:
+            parametrization.took(request, normalized)
+            parametrization.prepared = PreparedWeight(weight, normalized, parametrization, forward)
 
 
 def _parametrized(model: nn.Module) -> Iterator[tuple[nn.Module, str, ParametrizationList]]:

@@ -16,13 +16,20 @@ def reset_originals(module: nn.Module, *args: Any, **kwargs: Any) -> None:
     drawn anew after it.
     """
     parametrized = type(module)
-    parametrizations: Any = module.parametrizations
+    parametrizations: Any = getattr(module, "parametrizations", {})
     ours = {
         name: each
         for name, each in parametrizations.items()
         if all(isinstance(p, SpectralNormParametrization) for p in each)
     }
-    module.__class__ = parametrized.__bases__[0]  # where no property stands before a parameter
+    own = next(
+        cls for cls in parametrized.__mro__ if vars(cls).get("reset_parameters") is reset_originals
+    )
+    plain: Any = own.__bases__[0]  # where no property stands before a parameter
+    if not ours or len(ours) < len(parametrizations):  # others parametrize it too, or alone
+        plain.reset_parameters(module, *args, **kwargs)
+        return
+    module.__class__ = plain
     module.__dict__.update({name: each.original for name, each in ours.items()})
     replaced = {}
     try:

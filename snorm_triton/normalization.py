@@ -62,7 +62,7 @@ def normalize(request: Request) -> SpectralNormalized:
         weight_sn = ops.rescale(dense.detach(), sigma, dtype)
     if torch.is_grad_enabled() and weight.requires_grad:
         if weight.is_complex():
-            weight_sn, sigma = _rescale_in_torch(weight, u, v, dim, dtype)
+            weight_sn, sigma = rescale_in_torch(weight, u, v, dim, dtype)
         else:
             estimate = Estimate(dense, dense._version, view, dim, u, v, sigma)
             (weight_sn,) = rescaled(ops, (estimate,), (weight_sn,))
@@ -129,7 +129,7 @@ def _without_autocast(device_type: str, operation: Callable[..., R], *args: Any)
     return operation(*args)
 
 
-def _rescale_in_torch(
+def rescale_in_torch(
     weight: Tensor, u: Tensor, v: Tensor, dim: int, dtype: torch.dtype
 ) -> tuple[Tensor, Tensor]:
     """``W / sigma`` and ``sigma = u^H W v`` in torch's own differentiable operations."""
@@ -153,5 +153,5 @@ def normalize_in_torch(request: Request) -> SpectralNormalized:
         u, v, sigma = state
         for buffer, value in zip(reversed(request.buffers), (sigma, v, u), strict=False):
             buffer.copy_(value.abs() if buffer.ndim == 0 else value)
-    weight_sn, sigma = _rescale_in_torch(weight, u, v, dim, request.dtype)
+    weight_sn, sigma = rescale_in_torch(weight, u, v, dim, request.dtype)
     return SpectralNormalized(weight_sn, u, v, sigma)

@@ -16,7 +16,7 @@ from . import recomputation
 from .autograd import Estimate, outer, rescale_backward, second_derivatives
 from .dispatch import operations
 from .matrix_view import in_matrix_layout, matrix_view
-from .normalization import Request, SpectralNormalized
+from .normalization import Request, SpectralNormalized, rescale_in_torch
 from .normalization import normalize_together as normalize_eagerly
 
 NORMALIZE = "snorm_triton::normalize"
@@ -32,9 +32,7 @@ Lists = tuple[list[Tensor], list[Tensor], list[Tensor], list[Tensor]]
 
 def takes(request: Request) -> bool:
     """Whether the operators take it: an exported program holds torch's own operators alone."""
-    weight = request.weight
-    is_plain = weight.numel() > 0 and not weight.is_complex()
-    return is_plain and not torch.compiler.is_exporting()
+    return request.weight.numel() > 0 and not torch.compiler.is_exporting()
 
 
 def normalize_together(requests: Sequence[Request]) -> list[SpectralNormalized]:
@@ -47,7 +45,8 @@ def normalize_together(requests: Sequence[Request]) -> list[SpectralNormalized]:
         members = [i for i, each in enumerate(kinds) if each == kind]
         alike = [requests[i] for i in members]
         lists = torch.ops.snorm_triton.normalize(
-            [request.weight for request in alike],
+            # The derivatives of a complex weight are torch's own.
+            [r.weight.detach() if r.weight.is_complex() else r.weight for r in alike],
             [request.u for request in alike],
             [request.v for request in alike],
             [_last_sigma(request) for request in alike],
@@ -55,12 +54,20 @@ def normalize_together(requests: Sequence[Request]) -> list[SpectralNormalized]:
             [request.n_power_iterations for request in alike],
             [request.eps for request in alike],
             [request.due for request in alike if request.due is not None],
+            [len(request.buffers) > 0 for request in alike],
             *kind[1:3],
         )
         for i, request, *outputs in zip(members, alike, *lists, strict=True):
             weight_sn, u, v, sigma = outputs
             normalized = SpectralNormalized(weight_sn, u.detach(), v.detach(), sigma)
-            state = (normalized.u, normalized.v, sigma.detach())
+            written_sigma = sigma.detach()
+            if request.weight.is_complex():
+                written_sigma = written_sigma.abs()
+                weight_sn, sigma = rescale_in_torch(
+                    request.weight, normalized.u, normalized.v, request.dim, request.dtype
+                )
+                normalized = normalized._replace(weight_sn=weight_sn, sigma=sigma)
+            state = (normalized.u, normalized.v, written_sigma)
             tells = request.due is None
             if request.buffers:
                 written[tells] += request.buffers
@@ -83,7 +90,8 @@ def _last_sigma(request: Request) -> Tensor:
 torch.library.define(
     NORMALIZE,
     "(Tensor[] weights, Tensor[] us, Tensor[] vs, Tensor[] sigmas, SymInt[] dims, "
-    "SymInt[] n_power_iterations, float[] eps, Tensor[] due, ScalarType dtype, str backend) "
+    "SymInt[] n_power_iterations, float[] eps, Tensor[] due, bool[] keeps, ScalarType dtype, "
+    "str backend) "
     "-> (Tensor[], Tensor[], Tensor[], Tensor[])",
     tags=_TAGS,
 )
@@ -105,30 +113,41 @@ def _normalize(
     n_power_iterations: list[int],
     eps: list[float],
     due: list[Tensor],
+    keeps: list[bool],
     dtype: torch.dtype,
     backend: str,
 ) -> Lists:
-    # Inside a backward this is a forward recomputed, which must not come out otherwise: the buffers
-    # hold by now what that forward left in them.
-    recomputes = recomputation.is_running()
+    # Inside a backward nothing iterates. What is recomputed there takes what its checkpoint kept,
+    # or else the buffers, which hold by then what the last forward left in them.
+    checkpoints, in_backward = recomputation.around(), recomputation.is_running()
+    owners = [
+        recomputation.owner_of(u) if kept else None for u, kept in zip(us, keeps, strict=True)
+    ]
     requests = []
-    for i, n in enumerate(n_power_iterations):
-        if n > 0 and not due:
-            iterations = recomputation.iterations_of(us[i])
-            iterations.replay() if recomputes else iterations.add()
-        replays = n > 0 and (recomputes or (due and _on_host(due[i]) and due[i].item() == 0))
-        state = (us[i], vs[i], dims[i], n, eps[i], dtype, backend, ())
-        requests.append(Request(weights[i], *state, sigmas[i] if replays else None))
+    for i, (n, owner) in enumerate(zip(n_power_iterations, owners, strict=True)):
+        u, v, sigma = us[i], vs[i], sigmas[i]
+        state = recomputation.replay(checkpoints, owner) if keeps[i] else None
+        is_up_to_date = due and _on_host(due[i]) and due[i].item() == 0
+        if state is not None:
+            u, v, sigma = state
+        elif n > 0 and (is_up_to_date or (keeps[i] and in_backward)):
+            state = recomputation.State(u, v, sigma)
+        numbers = dims[i], n, eps[i], dtype, backend, ()
+        requests.append(Request(weights[i], u, v, *numbers, None if state is None else sigma))
     with torch.no_grad():
         outputs = [
             [x.clone() if x is given else x for x, given in zip(output, request, strict=False)]
             for output, request in zip(normalize_eagerly(requests), requests, strict=True)
         ]
-        if due and not recomputes:
+        if due and not in_backward:
             outputs = [
                 _where_due(flag, output, request, sigma)
                 for flag, output, request, sigma in zip(due, outputs, requests, sigmas, strict=True)
             ]
+    for owner, (_, u, v, sigma) in zip(owners, outputs, strict=True):
+        if owner is not None and checkpoints:
+            state = recomputation.State(u.clone(), v.clone(), sigma.clone())
+            recomputation.keep(checkpoints, owner, state)
     weights_sn, us, vs, sigmas = (list(each) for each in zip(*outputs, strict=True))
     return weights_sn, us, vs, sigmas
 
@@ -160,6 +179,7 @@ def _fake_normalize(
     n_power_iterations: list[int],
     eps: list[float],
     due: list[Tensor],
+    keeps: list[bool],
     dtype: torch.dtype,
     backend: str,
 ) -> Lists:
@@ -175,8 +195,10 @@ torch.library.register_fake(NORMALIZE, _fake_normalize)
 
 
 def _write(buffers: list[Tensor], values: list[Tensor], tells: bool) -> None:
-    # A recomputation takes the buffers as they then are. Where accesses iterate that is wrong once
-    # another has, and their versions let autograd say so. Between updates it is right.
+    if recomputation.is_running():
+        return  # what an earlier forward took
+    # A checkpoint inside of compiled code recomputes from the buffers as they then are. Where
+    # accesses iterate that is wrong once another has, and their versions let autograd say so.
     torch._foreach_copy_(buffers if tells else [buffer.data for buffer in buffers], values)
 
 
@@ -185,7 +207,7 @@ torch.library.register_fake(WRITE, lambda buffers, values, tells: None)
 
 
 def _setup_context(ctx: Any, inputs: tuple[Any, ...], output: Lists) -> None:
-    weights, _, _, _, ctx.dims, _, _, due, _, ctx.backend = inputs
+    weights, _, _, _, ctx.dims, _, _, due, _, _, ctx.backend = inputs
     ctx.flags = len(due)
     _, us, vs, sigmas = output
     ctx.save_for_backward(*weights, *us, *vs, *sigmas)
@@ -216,7 +238,7 @@ def _backward(
             already = result[i]
             result[i] = along if already is None else already + along
     none: list[None] = [None] * n
-    return result, none, none, none, None, None, None, [None] * ctx.flags, None, None
+    return result, none, none, none, None, None, None, [None] * ctx.flags, None, None, None
 
 
 torch.library.register_autograd(NORMALIZE, _backward, setup_context=_setup_context)

@@ -10,6 +10,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.nn.utils.parametrize import ParametrizationList
+from torch.utils.weak import WeakIdRef
 
 from . import recomputation, transforms, updates
 from .checks import check_dim, check_numbers, check_policy, check_vectors
@@ -21,7 +22,8 @@ from .functional import (
     spectral_normalize,
     state_dtype,
 )
-from .normalization import Request
+from .normalization import Request, SpectralNormalized
+from .recomputation import State
 
 WARM_UP_ITERATIONS = 15
 
@@ -29,7 +31,12 @@ WARM_UP_ITERATIONS = 15
 class Prepared(Protocol):
     """A weight normalized ahead of its access, where a model's are normalized together."""
 
-    weight_sn: Tensor
+    @property
+    def weight_sn(self) -> Tensor: ...
+
+    @property
+    def state(self) -> State | None:
+        """What it was divided by; None where torch.compile traces it."""
 
     def serves(self, weight: Tensor, parametrization: SpectralNormParametrization) -> bool:
         """Whether an access to ``weight`` here and now gets ``weight_sn``."""
@@ -78,6 +85,10 @@ class SpectralNormParametrization(nn.Module):
     _due: Tensor  # of policy "update": whether the next access of compiled code iterates
     prepared: Prepared | None = None
     _is_cold = False  # whether u and v are as drawn
+    _evaluated: tuple[Tensor, int] | None = (
+        None  # sigma of an evaluation; the version of _sigma then
+    )
+    follows_steps_alone = False  # where the weight is a new temporary at each access
 
     def __init__(
         self,
@@ -108,7 +119,7 @@ class SpectralNormParametrization(nn.Module):
         self.power_iter = power_iter
         self.autocast_output = autocast_output
         self.backend = backend
-        self.iterations = recomputation.Iterations()
+        self.owner = object()  # of what checkpoints keep
         dtype = state_dtype(weight)
         if weight.ndim > 1:
             sizes = matrix_shape(weight, self.dim)
@@ -117,7 +128,7 @@ class SpectralNormParametrization(nn.Module):
             ]
             self.register_buffer("_u", u.to(dtype).contiguous())
             self.register_buffer("_v", v.to(dtype).contiguous())
-            self._count_iterations()
+            recomputation.own(self._u, self.owner)
         sigma = torch.empty((), dtype=dtype.to_real(), device=weight.device)
         self.register_buffer("_sigma", sigma, persistent=False)
         if power_iter == "update":
@@ -180,7 +191,6 @@ class SpectralNormParametrization(nn.Module):
             self._u.copy_(u)
             self._v.copy_(v)
             self._sigma.copy_(sigma.abs())
-            self.iterations.total += 1
         self._is_cold = False
         self.prepared = None
 
@@ -190,42 +200,49 @@ class SpectralNormParametrization(nn.Module):
         return all(0.01 < length.abs() < 1.01 for length in lengths)
 
     def _follow_updates(self) -> None:
-        self._updated_for: tuple[object, ...] | None = None  # the weight that u and v are of
+        self._updated_for: tuple[object, ...] | None = None  # what the last iteration was of
         updates.follow(self)
 
     def _forget_updates(self) -> None:
         if self.power_iter == "update":
             self._updated_for = None
-            self._due.fill_(1)
+            with torch.no_grad():
+                self._due.fill_(1)
 
     @property
     def due(self) -> Tensor:
         """Raised by every step of an optimizer, shape (): compiled code sees no Python number."""
         return self._due
 
-    def _is_due(self, weight: Tensor) -> bool:
-        """Whether the weight may have changed since the last iteration, which this then is."""
+    def _now(self, weight: Tensor) -> tuple[object, ...]:
+        """What an iteration now would be of: it is due where that has changed."""
+        if self.follows_steps_alone or "_is_fsdp_managed_module" in self.__dict__:
+            return (updates.steps,)
         if transforms.active():
             weight = transforms.plain(weight)
-        now: tuple[object, ...] = (
+        return (
             updates.steps,
             0 if weight.is_inference() else weight._version,
-            id(weight),
             weight.data_ptr() if type(weight) in (Tensor, nn.Parameter) else None,
+            WeakIdRef(weight),
+            WeakIdRef(self._u),  # functional_call may bring another
         )
-        if "_is_fsdp_managed_module" in self.__dict__:
-            # FSDP2 has a weight as two objects, one of them in other memory at each forward and not
-            # alike on all ranks.
-            now = (updates.steps,)
-        if now == self._updated_for:
-            return False
-        self._updated_for = now
+
+    def _is_due(self, weight: Tensor) -> bool:
+        """Whether the weight may have changed since the last iteration."""
+        now, last = self._now(weight), self._updated_for
+        if last is not None and last[0] != updates.steps and self._due.device.type == "cpu":
+            # Compiled code has iterated since that step, if its flag is down.
+            return bool(self._due.item())
+        return now != last
+
+    def _has_iterated(self, weight: Tensor) -> None:
+        self._updated_for = self._now(weight)
         if transforms.active():
             transforms.write((self._due,), (torch.zeros_like(self._due),))
         else:
             with torch.no_grad():
                 self._due.zero_()
-        return True
 
     @property
     def sigma(self) -> Tensor:
@@ -233,7 +250,11 @@ class SpectralNormParametrization(nn.Module):
 
         NaN from when a checkpoint is loaded until the next access.
         """
-        return self._sigma.detach().clone()
+        sigma = self._sigma
+        if self._evaluated is not None and self._evaluated[1] == sigma._version:
+            sigma = self._evaluated[0].to(sigma.device)
+        sigma = sigma.detach()
+        return sigma.abs() if sigma.is_complex() else sigma.clone()
 
     def forward(self, weight: Tensor) -> Tensor:
         """``weight / sigma``, of the weight's shape, dtype and memory layout."""
@@ -249,11 +270,32 @@ class SpectralNormParametrization(nn.Module):
                     self._sigma.copy_(sigma)
             return weight_sn
         if transforms.active():
-            return transforms.normalize(self.request(weight)).weight_sn
-        prepared = self.prepared
-        if prepared is not None and prepared.serves(weight, self):
-            return prepared.weight_sn
-        return normalize(self.request(weight)).weight_sn
+            request = self.request(weight)
+            normalized = transforms.normalize(request)
+        else:
+            prepared = self.prepared
+            if prepared is not None and prepared.serves(weight, self):
+                if prepared.state is not None and recomputation.may_follow():
+                    self._keep(prepared.state)
+                return prepared.weight_sn
+            request = self.request(weight)
+            normalized = normalize(request)
+        if not torch.compiler.is_compiling():
+            self.took(request, normalized)
+        return normalized.weight_sn
+
+    def took(self, request: Request, normalized: SpectralNormalized) -> None:
+        """Note what an access took, once it is computed."""
+        if request.n_power_iterations > 0:
+            if self.power_iter == "update":
+                self._has_iterated(request.weight)
+        elif request.sigma is None and not transforms.active():
+            self.__dict__["_evaluated"] = normalized.sigma.detach(), self._sigma._version
+        if recomputation.may_follow():
+            self._keep(State(normalized.u, normalized.v, normalized.sigma.detach()))
+
+    def _keep(self, state: State) -> None:
+        recomputation.keep(recomputation.around(), self.owner, state)
 
     def output_dtype(self, weight: Tensor) -> torch.dtype:
         """Of what an access to ``weight`` returns here and now."""
@@ -266,7 +308,12 @@ class SpectralNormParametrization(nn.Module):
     def request(self, weight: Tensor) -> Request:
         """What an access to ``weight`` computes now, and the buffers that it overwrites."""
         is_compiling = torch.compiler.is_compiling()
-        if self._is_cold and not is_compiling and not transforms.active():
+        if self._is_cold:
+            if is_compiling or transforms.active():
+                raise RuntimeError(
+                    "u and v are as they were drawn, and compiled or transformed code cannot warm "
+                    "them up: call snorm_triton.refresh_spectral_norm(model) before"
+                )
             self._warm_up(weight)
         buffers: Any = self._buffers  # read past Module's attribute lookup
         u, v, sigma = buffers["_u"], buffers["_v"], buffers["_sigma"]
@@ -275,24 +322,24 @@ class SpectralNormParametrization(nn.Module):
         dtype = state_dtype(weight)
         n_power_iterations, replayed = 0, None
         due: Tensor | None = None
-        written: tuple[Tensor, ...]
+        written: tuple[Tensor, ...] = ()  # an evaluation is pure
         iterates = self.training or self.power_iter_on_eval
-        if not is_compiling and recomputation.is_running():
-            written = ()
-            if iterates:
-                if self.power_iter == "access":
-                    self.iterations.replay()
-                replayed = sigma.to(dtype)
-        elif not iterates:
-            written = () if is_compiling else (sigma,)  # a compiled evaluation is pure
-        elif is_compiling:
+        taken = None
+        if not is_compiling and recomputation.is_possible():
+            taken = recomputation.replay(recomputation.around(), self.owner)
+        if taken is not None:
+            u, v, replayed = taken
+        elif is_compiling and iterates:
             n_power_iterations, written = self.n_power_iterations, (u, v, sigma)
             due = buffers.get("_due")
-        elif self.power_iter == "access" or self._is_due(weight):
-            n_power_iterations, written = self.n_power_iterations, (u, v, sigma)
-            self.iterations.add()
+        elif not iterates:
+            pass
+        elif recomputation.is_running() or (
+            self.power_iter == "update" and not self._is_due(weight)
+        ):
+            replayed = sigma.to(dtype)
         else:
-            written, replayed = (), sigma.to(dtype)
+            n_power_iterations, written = self.n_power_iterations, (u, v, sigma)
         return Request(
             weight,
             u if u.dtype == dtype else u.to(dtype),
@@ -308,12 +355,14 @@ class SpectralNormParametrization(nn.Module):
         )
 
     def __getstate__(self) -> dict[str, Any]:
-        # What was prepared belongs to a forward of this very module.
-        return {key: value for key, value in self.__dict__.items() if key != "prepared"}
+        # These belong to forwards of this very module.
+        mine = ("prepared", "owner", "_updated_for", "_evaluated")
+        return {key: value for key, value in self.__dict__.items() if key not in mine}
 
     def __setstate__(self, state: dict[str, Any]) -> None:
         super().__setstate__(state)
-        self._count_iterations()
+        self.owner = object()
+        self._own()
         if self.power_iter == "update":
             self._follow_updates()
             self._forget_updates()
@@ -368,11 +417,11 @@ class SpectralNormParametrization(nn.Module):
             if self.stable_fp32 and dtype != buffer.dtype:
                 buffer = source.to(buffer.device, dtype)
             self._buffers[name] = buffer.contiguous()
-        self._count_iterations()
+        self._own()
 
-    def _count_iterations(self) -> None:
+    def _own(self) -> None:
         if (u := self._buffers.get("_u")) is not None:
-            recomputation.count_as(u, self.iterations)
+            recomputation.own(u, self.owner)
 
 
 @contextmanager

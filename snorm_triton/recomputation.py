@@ -1,82 +1,121 @@
-"""Whether what an activation checkpoint recomputes can come out as it did.
+"""What a forward took for u, v and sigma, kept for an activation checkpoint that recomputes it.
 
-Inside a backward nothing iterates: an access takes u, v and sigma as the last iteration left them.
-Where each access iterates, and another came after the one that is recomputed, that is wrong.
+By the time of the backward another access may have iterated. So what an access takes inside of a
+checkpoint is kept with that checkpoint, and its recomputation takes it again. torch does not tell
+which checkpoint code runs in, but the frames of its functions do.
 """
 
 from __future__ import annotations
 
 import sys
 from types import FrameType
+from typing import NamedTuple
 
 import torch
+import torch.utils.checkpoint as torch_checkpoint
 from torch import Tensor
-from torch.utils.checkpoint import CheckpointFunction
 from torch.utils.weak import WeakTensorKeyDictionary
 
-from . import updates
+_KEPT = "_snorm_triton_kept"  # the attribute of what torch has for a checkpoint
+_CHECKPOINT = torch_checkpoint.checkpoint.__wrapped__.__code__  # type: ignore[attr-defined]
+_FORWARD = torch_checkpoint.CheckpointFunction.forward.__code__
+_BACKWARD = torch_checkpoint.CheckpointFunction.backward.__code__
+
+
+class State(NamedTuple):
+    """The singular vectors and sigma that an access divided its weight by."""
+
+    u: Tensor
+    v: Tensor
+    sigma: Tensor
+
+
+class _Kept:
+    """What the accesses of one checkpoint took, by their owners and in their order."""
+
+    def __init__(self) -> None:
+        self.states: dict[object, list[State]] = {}
+        self.replayed: dict[tuple[object, ...], int] = {}
+
+    def replay(self, owner: object, recomputation: object) -> State | None:
+        """The next of ``owner`` in this recomputation; the last where it has no more."""
+        states = self.states.get(owner)
+        if not states:
+            return None
+        position = self.replayed.get((owner, recomputation), 0)
+        self.replayed[owner, recomputation] = position + 1
+        return states[min(position, len(states) - 1)]
+
+
+Checkpoints = list[tuple[_Kept, object]]
 
 
 def is_running() -> bool:
-    """Whether this is inside a backward."""
+    """Whether this is inside a backward, where nothing iterates."""
     return torch._C._current_graph_task_id() != -1
 
 
-class Iterations:
-    """Those of one u and v: how many, and which of them a checkpoint may recompute.
+def is_possible() -> bool:
+    """Whether this may be a recomputation."""
+    return is_running() or torch._C._autograd._top_saved_tensors_default_hooks(True) is not None
 
-    A step of an optimizer ends the wait for a recomputation.
+
+def may_follow() -> bool:
+    """Whether what happens here may be recomputed later."""
+    return is_possible() or not torch.is_grad_enabled()
+
+
+def around() -> Checkpoints:
+    """The checkpoints around this, from the innermost: what each keeps, and which recomputation of
+    it this is, None in its forward.
     """
-
-    __slots__ = ("checkpointed", "last", "steps", "total")
-
-    def __init__(self) -> None:
-        self.total = 0
-        self.checkpointed = 0  # that wait to be recomputed
-        self.last = 0  # of them
-        self.steps = 0
-
-    def add(self) -> None:
-        """One more, here and now."""
-        self.total += 1
-        if _is_checkpointed():
-            self.checkpointed = self.checkpointed + 1 if self.steps == updates.steps else 1
-            self.steps = updates.steps
-            self.last = self.total
-
-    def replay(self) -> None:
-        """Raise RuntimeError where what is recomputed may not be of the last iteration."""
-        waiting = self.checkpointed if self.steps == updates.steps else 0
-        if waiting > 1 or (waiting == 1 and self.last != self.total):
-            raise RuntimeError(
-                "a checkpointed forward is recomputed after another access iterated u and v, and "
-                "cannot come out as it did: normalize with power_iter='update', which iterates "
-                "once for each step of the optimizer, or call backward before the next forward"
-            )
-        self.checkpointed = 0
-
-
-_iterations = WeakTensorKeyDictionary()  # by u, by which alone operators know a module
-
-
-def count_as(u: Tensor, iterations: Iterations) -> None:
-    """Let operators find by the buffer ``u`` what its module counts."""
-    _iterations[u] = iterations
-
-
-def iterations_of(u: Tensor) -> Iterations:
-    """Those that were given for ``u``; new ones for a tensor that is no module's buffer."""
-    found: Iterations | None = _iterations.get(u)
-    return Iterations() if found is None else found
-
-
-def _is_checkpointed() -> bool:
-    """Whether this forward is one of torch.utils.checkpoint, of either kind."""
-    if torch._C._autograd._top_saved_tensors_default_hooks(True) is not None:
-        return True
-    if torch.is_grad_enabled():
-        return False
+    found: Checkpoints = []
     frame: FrameType | None = sys._getframe(1)
-    while frame is not None and frame.f_code is not CheckpointFunction.forward.__code__:
+    while frame is not None:
+        code, checkpoint, recomputation = frame.f_code, None, None
+        if code is _CHECKPOINT:
+            generator = frame.f_locals.get("gen")
+            if generator is not None and generator.gi_frame is not None:
+                checkpoint = generator.gi_frame.f_locals.get("new_frame")
+        elif code.co_name == "unpack_hook" and code.co_filename == _CHECKPOINT.co_filename:
+            checkpoint, recomputation = frame.f_locals.get("frame"), id(frame)
+        elif code is _FORWARD:
+            checkpoint = frame.f_locals["ctx"]
+        elif code is _BACKWARD:
+            checkpoint, recomputation = frame.f_locals["ctx"], id(frame)
+        if checkpoint is not None:
+            if not hasattr(checkpoint, _KEPT):
+                setattr(checkpoint, _KEPT, _Kept())
+            run = recomputation and (torch._C._current_graph_task_id(), recomputation)
+            found.append((getattr(checkpoint, _KEPT), run))
         frame = frame.f_back
-    return frame is not None
+    return found
+
+
+def keep(checkpoints: Checkpoints, owner: object, state: State) -> None:
+    """Keep what an access of ``owner`` takes, for those of ``checkpoints`` that are forwards."""
+    for kept, run in checkpoints:
+        if run is not None:
+            return
+        kept.states.setdefault(owner, []).append(state)
+
+
+def replay(checkpoints: Checkpoints, owner: object) -> State | None:
+    """What the access of ``owner`` took that one of ``checkpoints`` recomputes; else None."""
+    for kept, run in checkpoints:
+        if run is not None:
+            return kept.replay(owner, run)
+    return None
+
+
+_owners = WeakTensorKeyDictionary()  # by u, by which alone operators know a module
+
+
+def own(u: Tensor, owner: object) -> None:
+    """Let operators find by the buffer ``u`` whose it is."""
+    _owners[u] = owner
+
+
+def owner_of(u: Tensor) -> object:
+    """Whose buffer ``u`` is; None where it is nobody's."""
+    return _owners.get(u)

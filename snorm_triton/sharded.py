@@ -19,7 +19,7 @@ from torch import Tensor
 from torch.distributed.device_mesh import DeviceMesh
 from torch.distributed.tensor import DTensor, Shard
 
-from . import eager
+from . import eager, recomputation
 from .autograd import differentiable_sigma, outer
 from .dispatch import operations
 from .eager import in_dtype_of, nonzero
@@ -55,7 +55,10 @@ def normalize(request: Request) -> SpectralNormalized:
 
     ``weight_sn`` has the weight's placements. Every rank of the mesh must call it, in one order.
     """
-    if request.due is not None:
+    if request.sigma is None and len(request.buffers) == 3 and recomputation.is_running():
+        # Compiled code asks for an iteration before it knows that it is recomputed.
+        request = request._replace(sigma=request.buffers[-1].to(request.u.dtype), buffers=())
+    elif request.due is not None:
         request = _if_due(request)
     weight, dim, dtype = request.weight, request.dim, request.dtype
     check(weight, request.backend)

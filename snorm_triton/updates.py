@@ -35,8 +35,11 @@ def _count_step(optimizer: Any, args: Any, kwargs: Any) -> None:
     global steps
     steps += 1
     flags: dict[torch.device, list[Tensor]] = {}
-    for follower in _followers:
-        flags.setdefault(follower.due.device, []).append(follower.due)
+    for follower in list(_followers):
+        due = follower.due
+        if due.is_inference():  # of a model copied in inference mode, which is not to be trained
+            continue
+        flags.setdefault(due.device, []).append(due)
     for alike in flags.values():
         torch._foreach_add_(alike, 1)
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import inspect
 from collections.abc import Sequence
+from contextlib import AbstractContextManager, nullcontext
 from typing import Any
 
 import torch
@@ -139,11 +140,13 @@ class SpectralNormWrapper:
         if is_lazy(self.original):
             _Deferred(self.name, self.options).wait(self.module)
             return self.module
-        # As torch: where the parameter is normalized already, this access iterates.
-        weight = getattr(self.module, self.name)
-        options = {**self.options, "dim": self._dim(weight)}
-        parametrization = SpectralNormParametrization(weight, **options)
-        register_parametrization(self.module, self.name, parametrization)
+        with _no_autocast(self.original):
+            # As torch: where the parameter is normalized already, this access iterates.
+            weight = getattr(self.module, self.name)
+            options = {**self.options, "dim": self._dim(weight)}
+            parametrization = SpectralNormParametrization(weight, **options)
+            parametrization.follows_steps_alone = is_parametrized(self.module, self.name)
+            register_parametrization(self.module, self.name, parametrization)
         self.adopt()
         return self.module
 
@@ -189,7 +192,7 @@ class SpectralNormWrapper:
         for waiting in deferred:
             waiting.cancel()
         if self.parametrizations:
-            with without_iterating(self._list()):
+            with without_iterating(self._list()), _no_autocast(self.original):
                 remove_parametrizations(self.module, self.name, leave_parametrized)
             if is_parametrized(self.module):
                 make_copyable(self.module)
@@ -236,6 +239,13 @@ class SpectralNormWrapper:
 
     def _where(self) -> str:
         return f"parameter {self.name!r} of {type(self.module).__name__}"
+
+
+def _no_autocast(tensor: Tensor) -> AbstractContextManager[Any]:
+    """torch's checks take a weight in autocast's dtype for a mistake."""
+    kind = tensor.device.type
+    has_autocast = torch.amp.is_autocast_available(kind)
+    return torch.autocast(kind, enabled=False) if has_autocast else nullcontext()
 
 
 def _describe(value: object) -> str:

@@ -216,7 +216,7 @@ def arguments(n_power_iterations=1, due=()):
     numbers = [1, 0], [n_power_iterations] * 2, [1e-12] * 2
     for weight in weights:
         weight.requires_grad_()
-    return weights, *state, *numbers, list(due), torch.float64, "auto"
+    return weights, *state, *numbers, list(due), [True] * 2, torch.float64, "auto"
 
 
 @pytest.mark.parametrize("n_power_iterations", [0, 1, 2])
@@ -249,7 +249,7 @@ def test_no_operator_waits_for_a_device(n_power_iterations, is_flagged):
         us, vs = [torch.randn(4, device=device)], [torch.randn(6, device=device)]
         sigmas = [torch.ones((), device=device)]
         due = [torch.ones((), device=device)] if is_flagged else []
-        numbers = [0], [n_power_iterations], [1e-12], due, torch.float32, "torch"
+        numbers = [0], [n_power_iterations], [1e-12], due, [True], torch.float32, "torch"
         outputs = operators._normalize(weights, us, vs, sigmas, *numbers)
         assert [tensor.shape for (tensor,) in outputs] == [(4, 6), (4,), (6,), ()]
         grads = operators._rescale_backward(
