@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from fnmatch import fnmatchcase
 from typing import Any, NamedTuple, TypeVar
 
@@ -202,9 +202,13 @@ def apply_spectral_norm(
         >>> list(sigmas(model))
         ['0.weight']
     """
-    include = NORMALIZED_TYPES if include_types is None else _as_tuple(include_types)
-    exclude = _as_tuple(exclude_types)
+    include = NORMALIZED_TYPES if include_types is None else _types("include_types", include_types)
+    exclude = _types("exclude_types", exclude_types)
+    if not isinstance(exclude_names, str | Iterable):
+        raise TypeError(f"exclude_names must be a string or strings, got {exclude_names!r}")
     patterns = (exclude_names,) if isinstance(exclude_names, str) else tuple(exclude_names)
+    if predicate is not None and not callable(predicate):
+        raise TypeError(f"predicate must be a function of a name and a module, got {predicate!r}")
     _check_selection(model, include, exclude, patterns)
     if foreach is not None and not isinstance(foreach, bool):
         raise ValueError(f"foreach must be True, False or None, got {foreach!r}")
@@ -361,5 +365,9 @@ def _check_selection(
             raise ValueError(f"exclude_names: {pattern!r} matches no module of the model")
 
 
-def _as_tuple(types: Types) -> tuple[type[nn.Module], ...]:
-    return (types,) if isinstance(types, type) else tuple(types)
+def _types(argument: str, types: Types) -> tuple[type[nn.Module], ...]:
+    if isinstance(types, type):
+        return (types,)
+    if isinstance(types, str) or not isinstance(types, Iterable):
+        raise TypeError(f"{argument} must hold module types, got {types!r}")
+    return tuple(types)

@@ -26,6 +26,12 @@ def check_policy(power_iter: str) -> None:
         raise ValueError(f"power_iter must be one of {', '.join(POLICIES)}, got {power_iter!r}")
 
 
+def check_flag(name: str, value: object) -> None:
+    """Raise TypeError for what is not True or False: the string "False" would count as true."""
+    if not isinstance(value, bool):
+        raise TypeError(f"{name} must be True or False, got {value!r}")
+
+
 def check_dim(dim: int, shape: torch.Size) -> None:
     """Raise ValueError for a dim that is no integer, IndexError for one that ``shape`` lacks."""
     if not _is_integer(dim):

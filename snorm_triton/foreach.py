@@ -143,7 +143,7 @@ def _forget(model: nn.Module, args: Any, output: Any) -> None:
 
 def _prepare(model: nn.Module, forward: FrameType | None, everywhere: bool) -> None:
     """Prepare the weights for this forward: its frame, or None where torch.compile traces it."""
-    if transforms.active():
+    if transforms.active() or (forward is not None and torch._C._is_tracing()):
         return  # no node for many weights there
     chosen = []
     for module, name, parametrizations in _parametrized(model):

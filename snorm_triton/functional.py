@@ -95,6 +95,8 @@ def normalize(request: Request) -> SpectralNormalized:
         return normalized
     if torch.compiler.is_compiling():
         return normalize_together([request])[0]
+    if torch._C._is_tracing():  # torch.jit.trace, which takes tensors for what is in the graph
+        return normalization.normalize_in_torch(request)
     return normalization.normalize(request)
 
 

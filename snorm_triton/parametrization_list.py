@@ -85,8 +85,8 @@ def _warn(name: str, shape: torch.Size) -> None:
     """Say that a change of the parameter ``name`` was lost, and how it is made."""
     warnings.warn(
         f"{name!r} of shape {tuple(shape)} was changed in place where it was handed out, normalized"
-        f": that is lost. Change the parameter before normalization instead, as in "
-        f"nn.init.xavier_uniform_(module.parametrizations.{name}.original), or assign "
+        f": the parameter is what it was. To change that, use "
+        f"nn.init.xavier_uniform_(module.parametrizations.{name}.original) or the like, or assign "
         f"module.{name} = tensor",
         UserWarning,
         stacklevel=6,  # the access: through the list's forward, Module.__call__ and the property

@@ -19,7 +19,7 @@ from torch.nn.utils.parametrize import (
 from torch.utils.hooks import RemovableHandle
 
 from .checkpoint import legacy_keys, parametrized_keys
-from .checks import check_dim, check_numbers, check_policy
+from .checks import check_dim, check_flag, check_numbers, check_policy
 from .copying import make_copyable
 from .dispatch import BACKENDS, select
 from .loading import before_load, forget_checkpoints, take_checkpoints
@@ -113,6 +113,8 @@ class SpectralNormWrapper:
         tensor = self.original
         check_numbers(self.options.get("n_power_iterations", 1), self.options.get("eps", 1e-12))
         check_policy(self.options.get("power_iter", "access"))
+        for flag in ("stable_fp32", "power_iter_on_eval", "autocast_output"):
+            check_flag(flag, self.options.get(flag, False))
         backend = self.options.get("backend", "auto")
         if backend not in BACKENDS:
             raise ValueError(f"backend must be one of {', '.join(BACKENDS)}, got {backend!r}")

@@ -68,7 +68,7 @@ def test_compiled_inside_a_checkpoint(sn):
 
 
 @pytest.mark.promise(
-    "A checkpoint inside compiled code: the gradients of the plain model",
+    "A checkpoint inside compiled code, one forward before each backward",
     fails="refused: Unsupported",
     raises=torch._dynamo.exc.Unsupported,
 )
@@ -101,6 +101,13 @@ def test_onnx(sn, tmp_path):
     session = onnxruntime.InferenceSession(path, providers=["CPUExecutionProvider"])
     (output,) = session.run(None, {session.get_inputs()[0].name: x.numpy()})
     np.testing.assert_allclose(output, model(x).detach().numpy(), rtol=1e-3, atol=1e-3)
+
+
+@pytest.mark.promise("`torch.jit.trace` of a model in evaluation, its self-check on")
+@pytest.mark.filterwarnings("ignore::torch.jit.TracerWarning")
+def test_trace(sn):
+    model, x = model_of(sn).eval(), images()
+    torch.testing.assert_close(torch.jit.trace(model, x)(x), model(x), rtol=1e-4, atol=1e-4)
 
 
 @pytest.mark.promise("A whole model folded in one call", lacks="one call for each layer")
