@@ -222,7 +222,7 @@ class SpectralNormParametrization(nn.Module):
             weight = transforms.plain(weight)
         return (
             updates.steps,
-            0 if weight.is_inference() else weight._version,
+            _version(weight),
             weight.data_ptr() if type(weight) in (Tensor, nn.Parameter) else None,
             WeakIdRef(weight),
             WeakIdRef(self._u),  # functional_call may bring another
@@ -251,7 +251,7 @@ class SpectralNormParametrization(nn.Module):
         NaN from when a checkpoint is loaded until the next access.
         """
         sigma = self._sigma
-        if self._evaluated is not None and self._evaluated[1] == sigma._version:
+        if self._evaluated is not None and self._evaluated[1] == _version(sigma):
             sigma = self._evaluated[0].to(sigma.device)
         sigma = sigma.detach()
         return sigma.abs() if sigma.is_complex() else sigma.clone()
@@ -290,7 +290,7 @@ class SpectralNormParametrization(nn.Module):
             if self.power_iter == "update":
                 self._has_iterated(request.weight)
         elif request.sigma is None and not transforms.active():
-            self.__dict__["_evaluated"] = normalized.sigma.detach(), self._sigma._version
+            self.__dict__["_evaluated"] = normalized.sigma.detach(), _version(self._sigma)
         if recomputation.may_follow():
             self._keep(State(normalized.u, normalized.v, normalized.sigma.detach()))
 
@@ -422,6 +422,11 @@ class SpectralNormParametrization(nn.Module):
     def _own(self) -> None:
         if (u := self._buffers.get("_u")) is not None:
             recomputation.own(u, self.owner)
+
+
+def _version(tensor: Tensor) -> int:
+    """Of which there is none where it was made in inference mode."""
+    return 0 if tensor.is_inference() else tensor._version
 
 
 @contextmanager

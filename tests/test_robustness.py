@@ -289,3 +289,16 @@ def test_a_state_assigned_as_columns_of_a_matrix(backend):
     assert torch.equal(layer.weight, twin.weight)
     for name, matrix in columns.items():
         assert torch.equal(matrix[:, 1], beside[name])
+
+
+@pytest.mark.parametrize("power_iter", ["access", "update"])
+def test_a_model_made_for_inference_is_evaluated_there(power_iter):
+    with torch.inference_mode():
+        layer = spectral_norm(nn.Linear(60, 40), power_iter=power_iter).double().eval()
+        weight = layer.weight
+    assert torch.linalg.matrix_norm(weight, 2).item() == pytest.approx(1, abs=0.1)
+    largest = torch.linalg.matrix_norm(layer.parametrizations.weight.original, 2)
+    assert sigmas(layer)["weight"].item() == pytest.approx(largest.item(), rel=0.1)
+    other = nn.Linear(2, 2)
+    other(torch.ones(1, 2)).sum().backward()
+    torch.optim.SGD(other.parameters(), lr=0.1).step()  # of which the layer hears
