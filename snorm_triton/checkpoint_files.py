@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import copy
 import os
 import re
 import shutil
 import warnings
 from collections.abc import Callable
+from errno import ENOENT
 from importlib.util import find_spec
 from io import BufferedWriter
 from pathlib import Path
@@ -86,7 +88,7 @@ class _Conversion:
         }
         if any(inside[key] is not child for key, child in new.items()):
             if new is value:
-                new = value.copy()
+                new = copy.copy(value)  # the attributes of an OrderedDict too: `_metadata`
             new.update(inside)
         self._done[id(value)] = new
         return new
@@ -138,6 +140,8 @@ def _write_safetensors(contents: Contents, file: BufferedWriter) -> None:
 
 def _put_in_place(target: Path, write: Callable[[BufferedWriter], None]) -> None:
     """Write beside ``target``, on the same file system, and rename what is complete."""
+    if not target.parent.is_dir():
+        raise FileNotFoundError(ENOENT, os.strerror(ENOENT), str(target.parent))
     beside = target.with_name(f".{target.name}.{os.getpid()}")
     opened = beside.open("xb")
     try:
