@@ -7,6 +7,7 @@ which checkpoint code runs in, but the frames of its functions do.
 
 from __future__ import annotations
 
+import inspect
 import sys
 from types import FrameType
 from typing import NamedTuple
@@ -17,7 +18,7 @@ from torch import Tensor
 from torch.utils.weak import WeakTensorKeyDictionary
 
 _KEPT = "_snorm_triton_kept"  # the attribute of what torch has for a checkpoint
-_CHECKPOINT = torch_checkpoint.checkpoint.__wrapped__.__code__  # type: ignore[attr-defined]
+_CHECKPOINT = inspect.unwrap(torch_checkpoint.checkpoint).__code__
 _FORWARD = torch_checkpoint.CheckpointFunction.forward.__code__
 _BACKWARD = torch_checkpoint.CheckpointFunction.backward.__code__
 
