@@ -18,6 +18,7 @@ from unittest import mock
 import numpy as np
 import torch
 from torch import Tensor
+from torch.nn import Parameter
 from triton.runtime.interpreter import GridExecutor, InterpreterBuilder
 
 SECTOR = 32  # bytes that a GPU's memory moves at a time
@@ -222,7 +223,10 @@ def extent(x: Tensor) -> tuple[int, int]:
 
 
 def living_tensors() -> Iterator[Tensor]:
-    """Every dense tensor on the CPU that Python holds: who wrote a table keeps what it names."""
+    """Every dense tensor on the CPU that Python holds: who wrote a table keeps what it names.
+
+    Of torch's own classes: what compilers leave behind are tensors too, without memory.
+    """
     for x in gc.get_objects():
-        if issubclass(type(x), Tensor) and x.layout == torch.strided and x.device.type == "cpu":
+        if type(x) in (Tensor, Parameter) and x.layout == torch.strided and x.device.type == "cpu":
             yield x
