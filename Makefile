@@ -44,7 +44,7 @@ demo: $(READY)  ## train a small SN-ResNet GAN on handwritten digits and draw wh
 	$(PYTHON) -m snorm_triton demo $(DEMO_ARGS)
 
 test: $(READY)  ## the CPU tests, which write docs/compatibility.md, then the kernels under Triton's interpreter
-	$(PYTEST_PARALLEL) tests --compatibility=docs/compatibility.md
+	$(PYTEST_PARALLEL) tests tests/compatibility --compatibility=docs/compatibility.md
 	TRITON_INTERPRET=1 $(PYTEST_PARALLEL) -m interpreted
 
 compatibility: $(READY)  ## docs/compatibility.md alone, by the tests that it names
