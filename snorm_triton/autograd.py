@@ -7,6 +7,7 @@ from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
+from torch.autograd.function import _SingleLevelFunction
 
 from .dispatch import Operations
 from .eager import nonzero
@@ -33,7 +34,8 @@ def rescaled(
 ) -> tuple[Tensor, ...]:
     """``weights_sn``, each W / sigma, made differentiable in W by one node: u and v constant."""
     weights = [estimate.weight for estimate in estimates]
-    outputs: tuple[Tensor, ...] = _Rescale.apply(ops, estimates, weights_sn, *weights)
+    computed = ops, estimates, weights_sn
+    outputs: tuple[Tensor, ...] = _Rescale.apply(computed, *weights)  # type: ignore[attr-defined]
     return outputs
 
 
@@ -49,19 +51,21 @@ def outer(u: Tensor, v: Tensor, shape: torch.Size, dim: int) -> Tensor:
     return torch.outer(u, v).view(shape[dim], *others).movedim(0, dim)
 
 
-class _Rescale(torch.autograd.Function):
-    """weights -> weights / sigmas, already computed."""
+class _Rescale(_SingleLevelFunction):
+    """weights -> weights / sigmas, already computed.
+
+    What :class:`torch.autograd.Function` adds to its base is for transforms of ``torch.func``,
+    which never come here, and takes as long as a matrix-vector product of a small weight.
+    """
 
     @staticmethod
     def forward(
         ctx: Any,
-        ops: Operations,
-        estimates: Sequence[Estimate],
-        weights_sn: Sequence[Tensor],
+        computed: tuple[Operations, Sequence[Estimate], Sequence[Tensor]],
         *weights: Tensor,
     ) -> tuple[Tensor, ...]:
         ctx.set_materialize_grads(False)
-        ctx.ops = ops
+        ctx.ops, estimates, weights_sn = computed
         # Kept here rather than with save_for_backward: the node serves many layers, and a backward
         # through some of them must leave it whole for the others. It holds no memory but u, v and
         # the copy of a weight that is not dense.
@@ -75,8 +79,6 @@ class _Rescale(torch.autograd.Function):
         used = [i for i, grad in enumerate(grads) if grad is not None]
         if len(used) < len(grads):
             estimates, given = [estimates[i] for i in used], [grads[i] for i in used]
-        for estimate in estimates:
-            _check_unmodified(estimate)
         if torch.is_grad_enabled():  # the gradient itself is to be differentiated
             weights = [estimate.weight for estimate in estimates]
             grad_weights = _RescaleBackward.apply(ctx.ops, estimates, *given, *weights)
@@ -85,7 +87,7 @@ class _Rescale(torch.autograd.Function):
         if len(used) < len(grads):
             each = iter(grad_weights)
             grad_weights = [None if grad is None else next(each) for grad in grads]
-        return None, None, None, *grad_weights
+        return None, *grad_weights
 
 
 class _RescaleBackward(torch.autograd.Function):
@@ -123,22 +125,18 @@ class _RescaleBackward(torch.autograd.Function):
         return None, None, *result
 
 
-def _check_unmodified(estimate: Estimate) -> None:
-    if estimate.weight._version != estimate.version:
-        raise RuntimeError(
-            f"a normalized weight of shape {tuple(estimate.weight.shape)} has been modified by an "
-            "inplace operation since the forward whose gradient is computed"
-        )
-
-
 def rescale_backward(
     ops: Operations, estimates: Sequence[Estimate], grads: Sequence[Tensor]
 ) -> Sequence[Tensor]:
     """The gradients of the weights, from those of the normalized weights."""
-    calls = [
-        (like_weight(grad, weight, view, dim), weight, view, u, v, sigma)
-        for grad, (weight, _, view, dim, u, v, sigma) in zip(grads, estimates, strict=True)
-    ]
+    calls = []
+    for grad, (weight, version, view, dim, u, v, sigma) in zip(grads, estimates, strict=True):
+        if weight._version != version:
+            raise RuntimeError(
+                f"a normalized weight of shape {tuple(weight.shape)} has been modified by an "
+                "inplace operation since the forward whose gradient is computed"
+            )
+        calls.append((like_weight(grad, weight, view, dim), weight, view, u, v, sigma))
     if len(calls) > 1:
         return ops.foreach_rescale_backward(calls)
     return [ops.rescale_backward(*call) for call in calls]

@@ -57,10 +57,7 @@ def select(weight: Tensor, backend: str = "auto") -> Choice:
     Raises:
         ValueError: ``backend`` is not one of ``BACKENDS``, or is ``"triton"`` and cannot run here.
     """
-    if backend not in BACKENDS:
-        raise ValueError(f"backend must be one of {', '.join(BACKENDS)}, got {backend!r}")
-    default = DEFAULT_BACKEND if backend == "auto" else ""
-    return _select(weight.device, weight.dtype, weight.ndim == 1, backend, default)
+    return _select(weight.device, weight.dtype, weight.ndim == 1, backend, DEFAULT_BACKEND)
 
 
 @lru_cache(maxsize=256)
@@ -100,9 +97,16 @@ def is_sharded(weight: Tensor) -> bool:
 
 def operations(weight: Tensor, backend: str = "auto") -> Operations:
     """Those of the backend that :func:`select` chooses; Triton is imported here at last."""
-    if select(weight, backend).backend == "triton":
+    return _operations(weight.device, weight.dtype, type(weight), backend, DEFAULT_BACKEND)
+
+
+@lru_cache(maxsize=256)
+def _operations(
+    device: torch.device, dtype: torch.dtype, kind: type[Tensor], backend: str, default: str
+) -> Operations:
+    if _select(device, dtype, False, backend, default).backend == "triton":
         return _triton_operations()
-    return _HOST if host.takes(weight) else _EAGER
+    return _HOST if host.takes(device, dtype, kind) else _EAGER
 
 
 def _one_by_one(operations: ModuleType) -> Operations:

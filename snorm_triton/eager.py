@@ -54,7 +54,7 @@ def power_step(
     sigma = u.new_zeros(())
     for _ in range(n_power_iterations):
         t, _ = unit(matvec(operand, v))
-        s, sigma = unit(matvec_transposed(operand, t))
+        s, sigma = unit(matvec_adjoint(operand, t))
         good = (sigma > 0) & (sigma < float("inf"))
         u = torch.where(good, t, u)
         v = torch.where(good, s, v)
@@ -138,15 +138,16 @@ def matvec(operand: Tensor, v: Tensor) -> Tensor:
     return t
 
 
-def matvec_transposed(operand: Tensor, u: Tensor) -> Tensor:
+def matvec_adjoint(operand: Tensor, u: Tensor) -> Tensor:
     """``W^H u`` of shape (N,) in memory column order, for ``u`` of shape (M,)."""
     if operand.is_complex():
         # Conjugated in memory: what torch.compile calls an operator from loses sight of a lazy one.
-        return _matvec_transposed(operand, u.conj_physical()).conj_physical()
-    return _matvec_transposed(operand, u)
+        return matvec_transposed(operand, u.conj_physical()).conj_physical()
+    return matvec_transposed(operand, u)
 
 
-def _matvec_transposed(operand: Tensor, u: Tensor) -> Tensor:
+def matvec_transposed(operand: Tensor, u: Tensor) -> Tensor:
+    """``W^T u`` of shape (N,) in memory column order, for ``u`` of shape (M,)."""
     if operand.ndim == 2:
         return torch.mv(operand.mT, u)
     P, M, _ = operand.shape

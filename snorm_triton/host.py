@@ -9,7 +9,7 @@ as the weight is allocated but the result.
 from __future__ import annotations
 
 from collections.abc import Iterator
-from math import copysign, inf, isfinite
+from math import copysign, inf
 from typing import Any
 
 import torch
@@ -25,14 +25,9 @@ _BLOCK = 2**18  # elements taken at a time: 1 MiB of float32 stays in a processo
 _CACHE = 32 * 2**20  # bytes that the processors' shared cache may hold
 
 
-def takes(weight: Tensor) -> bool:
-    """Whether ``weight`` is a real tensor in the CPU's memory: no subclass, nothing traced."""
-    return (
-        weight.device.type == "cpu"
-        and type(weight) in (Tensor, Parameter)
-        and not weight.is_complex()
-        and not torch.compiler.is_compiling()
-    )
+def takes(device: torch.device, dtype: torch.dtype, kind: type[Tensor]) -> bool:
+    """Whether such a tensor is real and in the CPU's memory: no subclass, as what is traced is."""
+    return device.type == "cpu" and kind in (Tensor, Parameter) and not dtype.is_complex
 
 
 def normalize(
@@ -73,12 +68,13 @@ def rescale_backward(
 ) -> Tensor:
     """As :func:`snorm_triton.eager.rescale_backward`."""
     dtype, weight, grad = weight.dtype, _widened(weight, u.dtype), _widened(grad, u.dtype)
-    v, nonzero = view.columns_to_memory(v), _nonzero(sigma)
-    divisor, coefficient = nonzero.item(), 0.0
-    if nonzero is sigma:  # a weight whose sigma is zero was divided by 1, whatever it is
+    v, divisor, range_ = view.columns_to_memory(v), sigma.item(), torch.finfo(u.dtype)
+    if abs(divisor) < range_.tiny:
+        divisor, coefficient = 1.0, 0.0  # it was divided by 1, whatever it is
+    else:
         inner = _dot(view.flat(weight), view.flat(grad), u.dtype)
         coefficient = -inner / divisor / divisor
-        if isfinite(coefficient) and abs(coefficient) > torch.finfo(u.dtype).max:
+        if abs(coefficient) > range_.max:
             coefficient = copysign(inf, coefficient)  # as the dtype's own arithmetic would give
     operand, beta = view.operand(grad), 1 / divisor
     if grad.dtype == weight.dtype == u.dtype:
@@ -120,7 +116,7 @@ def _products(operand: Tensor, v: Tensor) -> tuple[Tensor, Tensor]:
             torch.mv(block, v, out=t[rows])
             s.addmv_(block.mT, t[rows])
         length = torch.dot(t, t)
-        if _is_safe(length) and _is_safe(torch.dot(s, s)):
+        if _is_safe(length.item()) and _is_safe(torch.dot(s, s).item()):
             length.sqrt_()
             return t.div_(length), s.div_(length)
     t = _matvec(operand, v)
@@ -191,12 +187,12 @@ def _blocks(operand: Tensor) -> Iterator[tuple[Any, slice, slice]]:
 
 def _norm(x: Tensor) -> Tensor:
     square = torch.dot(x, x)
-    return square.sqrt_() if _is_safe(square) else eager.norm(x).to(x.dtype)
+    return square.sqrt_() if _is_safe(square.item()) else eager.norm(x).to(x.dtype)
 
 
-def _is_safe(square: Tensor) -> bool:
+def _is_safe(square: float) -> bool:
     """Whether a sum of squares lost nothing that counts to under- or overflow, in any dtype."""
-    return 2.0**-60 < square.item() < 2.0**60
+    return 2.0**-60 < square < 2.0**60
 
 
 def _nonzero(sigma: Tensor) -> Tensor:

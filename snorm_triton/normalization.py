@@ -123,7 +123,11 @@ def _call(request: Request, dense: Tensor, view: MatrixView) -> tuple[Any, ...]:
 
 def _without_autocast(device_type: str, operation: Callable[..., R], *args: Any) -> R:
     """``operation(*args)`` in the dtypes of its arguments, whatever autocast says."""
-    if torch.amp.is_autocast_available(device_type) and torch.is_autocast_enabled(device_type):
+    if (
+        torch._C._is_any_autocast_enabled()
+        and torch.amp.is_autocast_available(device_type)
+        and torch.is_autocast_enabled(device_type)
+    ):
         with torch.autocast(device_type, enabled=False):
             return operation(*args)
     return operation(*args)

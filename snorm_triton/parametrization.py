@@ -269,17 +269,13 @@ class SpectralNormParametrization(nn.Module):
                 with torch.no_grad():
                     self._sigma.copy_(sigma)
             return weight_sn
-        if transforms.active():
-            request = self.request(weight)
-            normalized = transforms.normalize(request)
-        else:
-            prepared = self.prepared
-            if prepared is not None and prepared.serves(weight, self):
-                if prepared.state is not None and recomputation.may_follow():
-                    self._keep(prepared.state)
-                return prepared.weight_sn
-            request = self.request(weight)
-            normalized = normalize(request)
+        prepared = self.prepared
+        if prepared is not None and prepared.serves(weight, self):
+            if prepared.state is not None and recomputation.may_follow():
+                self._keep(prepared.state)
+            return prepared.weight_sn
+        request = self.request(weight)
+        normalized = normalize(request)
         if not torch.compiler.is_compiling():
             self.took(request, normalized)
         return normalized.weight_sn
@@ -324,9 +320,8 @@ class SpectralNormParametrization(nn.Module):
         due: Tensor | None = None
         written: tuple[Tensor, ...] = ()  # an evaluation is pure
         iterates = self.training or self.power_iter_on_eval
-        taken = None
-        if not is_compiling and recomputation.is_possible():
-            taken = recomputation.replay(recomputation.around(), self.owner)
+        may_be_replay = not is_compiling and recomputation.is_possible()
+        taken = recomputation.replay(recomputation.around(), self.owner) if may_be_replay else None
         if taken is not None:
             u, v, replayed = taken
         elif is_compiling and iterates:
@@ -334,7 +329,7 @@ class SpectralNormParametrization(nn.Module):
             due = buffers.get("_due")
         elif not iterates:
             pass
-        elif recomputation.is_running() or (
+        elif (may_be_replay and recomputation.is_running()) or (
             self.power_iter == "update" and not self._is_due(weight)
         ):
             replayed = sigma.to(dtype)

@@ -58,12 +58,15 @@ def is_running() -> bool:
 
 def is_possible() -> bool:
     """Whether this may be a recomputation."""
-    return is_running() or torch._C._autograd._top_saved_tensors_default_hooks(True) is not None
+    return (
+        torch._C._current_graph_task_id() != -1
+        or torch._C._autograd._top_saved_tensors_default_hooks(True) is not None
+    )
 
 
 def may_follow() -> bool:
     """Whether what happens here may be recomputed later."""
-    return is_possible() or not torch.is_grad_enabled()
+    return not torch.is_grad_enabled() or is_possible()
 
 
 def around() -> Checkpoints:

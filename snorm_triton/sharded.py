@@ -197,7 +197,7 @@ def _estimate(
     for _ in range(request.n_power_iterations):
         t = eager.matvec(operand, view.columns_to_memory(layout.columns(v)))
         t, _ = eager.unit(layout.sum_rows(t))
-        s = eager.matvec_transposed(operand, layout.rows(t))
+        s = eager.matvec_adjoint(operand, layout.rows(t))
         s, sigma = eager.unit(layout.sum_columns(view.columns_to_logical(s)))
         good = (sigma > 0) & (sigma < float("inf"))
         u, v = torch.where(good, t, u), torch.where(good, s, v)

@@ -9,6 +9,7 @@ from torch.func import functional_call, grad, vmap
 from torch.nn.utils import parametrize
 
 from snorm_triton import apply_spectral_norm, spectral_norm
+from snorm_triton.functional import spectral_normalize
 
 DTYPES = [torch.float64, torch.bfloat16, torch.float16, torch.complex64]
 
@@ -209,3 +210,20 @@ def test_once_for_each_update():
     assert torch.equal(states[0], states[1])
     assert not torch.equal(states[1], states[2])
     assert torch.equal(states[2], states[3])
+
+
+def test_the_function():
+    """spectral_normalize itself: both of its differentiable results, and samples of a vmap."""
+    weight = torch.randn(4, 3, requires_grad=True)
+    u, v = torch.randn(4), torch.randn(3)
+    for result in ("weight_sn", "sigma"):
+
+        def square(weight, result=result):
+            return getattr(spectral_normalize(weight, u, v), result).square().sum()
+
+        (expected,) = torch.autograd.grad(square(weight), weight)
+        torch.testing.assert_close(grad(square)(weight.detach()), expected)
+    weights = torch.randn(5, 4, 3)
+    together = vmap(lambda weight: spectral_normalize(weight, u, v).weight_sn)(weights)
+    one_by_one = [spectral_normalize(weight, u, v).weight_sn for weight in weights]
+    torch.testing.assert_close(together, torch.stack(one_by_one))
