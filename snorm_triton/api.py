@@ -16,7 +16,8 @@ from .dispatch import SHARDED, is_sharded, select
 from .foreach import attach as attach_foreach
 from .foreach import detach as detach_foreach
 from .matrix_view import matrix_view
-from .parametrization import WARM_UP_ITERATIONS, SpectralNormParametrization
+from .parametrization import SpectralNormParametrization
+from .singular_vectors import WARM_UP_ITERATIONS
 from .wrapper import SpectralNormWrapper
 
 M = TypeVar("M", bound=nn.Module)

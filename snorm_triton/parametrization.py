@@ -2,30 +2,22 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from contextlib import contextmanager
-from typing import Any, Protocol, cast
+from typing import Any, Protocol
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.nn.utils.parametrize import ParametrizationList
 from torch.utils.weak import WeakIdRef
 
 from . import recomputation, transforms, updates
 from .checks import check_dim, check_numbers, check_policy, check_vectors
-from .dispatch import is_sharded, select
-from .functional import (
-    l2_normalize,
-    matrix_shape,
-    normalize,
-    spectral_normalize,
-    state_dtype,
-)
+from .dispatch import select
+from .functional import l2_normalize, normalize, state_dtype
 from .normalization import Request, SpectralNormalized
 from .recomputation import State
-
-WARM_UP_ITERATIONS = 15
+from .singular_vectors import WARM_UP_ITERATIONS, SingularVectors, version
 
 
 class Prepared(Protocol):
@@ -42,7 +34,7 @@ class Prepared(Protocol):
         """Whether an access to ``weight`` here and now gets ``weight_sn``."""
 
 
-class SpectralNormParametrization(nn.Module):
+class SpectralNormParametrization(SingularVectors):
     r"""``forward(W) = W / sigma(W)``, for ``torch.nn.utils.parametrize.register_parametrization``.
 
     Holds the singular vectors as buffers under torch's names, so that state dicts are
@@ -79,15 +71,9 @@ class SpectralNormParametrization(nn.Module):
             ``backend`` cannot run, or ``vectors`` are not of shapes (M,) and (N,).
     """
 
-    _u: Tensor
-    _v: Tensor
-    _sigma: Tensor
     _due: Tensor  # of policy "update": whether the next access of compiled code iterates
+    _transient = (*SingularVectors._transient, "prepared", "_updated_for")
     prepared: Prepared | None = None
-    _is_cold = False  # whether u and v are as drawn
-    _evaluated: tuple[Tensor, int] | None = (
-        None  # sigma of an evaluation; the version of _sigma then
-    )
     follows_steps_alone = False  # where the weight is a new temporary at each access
 
     def __init__(
@@ -104,106 +90,35 @@ class SpectralNormParametrization(nn.Module):
         backend: str = "auto",
         vectors: tuple[Tensor, Tensor] | None = None,
     ) -> None:
-        super().__init__()
         check_dim(dim, weight.shape)
         check_numbers(n_power_iterations, eps)
         check_policy(power_iter)
         select(weight, backend)
         if vectors is not None and weight.ndim > 1:
             check_vectors(vectors, weight, dim)
+        super().__init__(weight, dim, eps, stable_fp32, backend, vectors)
         self.n_power_iterations = n_power_iterations
-        self.dim = dim % weight.ndim
-        self.eps = eps
-        self.stable_fp32 = stable_fp32
         self.power_iter_on_eval = power_iter_on_eval
         self.power_iter = power_iter
         self.autocast_output = autocast_output
-        self.backend = backend
-        self.owner = object()  # of what checkpoints keep
-        dtype = state_dtype(weight)
-        if weight.ndim > 1:
-            sizes = matrix_shape(weight, self.dim)
-            u, v = vectors or [
-                torch.empty(size, dtype=dtype, device=weight.device) for size in sizes
-            ]
-            self.register_buffer("_u", u.to(dtype).contiguous())
-            self.register_buffer("_v", v.to(dtype).contiguous())
-            recomputation.own(self._u, self.owner)
-        sigma = torch.empty((), dtype=dtype.to_real(), device=weight.device)
-        self.register_buffer("_sigma", sigma, persistent=False)
         if power_iter == "update":
-            self.register_buffer("_due", torch.ones_like(sigma), persistent=False)
+            self.register_buffer("_due", torch.ones_like(self._sigma), persistent=False)
             self._follow_updates()
         if vectors is None or weight.ndim == 1:
             self.reset_parameters()
             self._warm_up(weight)
-        else:
-            self._sigma.fill_(torch.nan)
         if not stable_fp32:
             self._apply(lambda state: state.to(weight.dtype))
 
-    @torch.no_grad()
-    def reset_parameters(self) -> None:
-        """Draw u and v anew, in place; the next access iterates on them as registration does.
-
-        Under torch's name for it, so that what initializes a model after ``to_empty`` finds it. One
-        that leaves the meta device is reset without being asked.
-        """
-        if "_u" in self._buffers:
-            for vector in (self._u, self._v):
-                wide = torch.empty_like(vector, dtype=state_dtype(vector)).normal_(0, 1)
-                vector.copy_(F.normalize(wide, dim=0, eps=self.eps))
-        self._sigma.fill_(torch.nan)
-        self._forget_updates()
-        self._is_cold = True
-
-    @torch.no_grad()
-    def refresh(self, weight: Tensor, n_power_iterations: int = WARM_UP_ITERATIONS) -> None:
-        """Iterate on u and v for ``weight`` as it is now, whatever the mode, in place.
-
-        From u and v as they are, which may be averages; drawn anew where they are not finite or
-        their lengths are neither that of a unit vector nor that of an average of such.
-        """
-        if weight.ndim > 1 and not self._is_usable():
-            self.reset_parameters()
-        self._warm_up(weight, n_power_iterations)
-
-    @torch.no_grad()
     def _warm_up(self, weight: Tensor, n_power_iterations: int = WARM_UP_ITERATIONS) -> None:
-        if weight.is_meta:
-            return
-        if weight.ndim == 1:
-            self._sigma.copy_(torch.linalg.vector_norm(weight, dtype=state_dtype(weight)))
-        else:
-            dtype = state_dtype(weight)
-            if is_sharded(weight):
-                from .sharded import broadcast
-
-                broadcast(cast(Any, weight).device_mesh, self._u, self._v)
-            _, u, v, sigma = spectral_normalize(
-                weight,
-                F.normalize(self._u.to(dtype), dim=0, eps=self.eps),
-                F.normalize(self._v.to(dtype), dim=0, eps=self.eps),
-                dim=self.dim,
-                n_power_iterations=n_power_iterations,
-                backend=self.backend,
-            )
-            self._u.copy_(u)
-            self._v.copy_(v)
-            self._sigma.copy_(sigma.abs())
-        self._is_cold = False
+        super()._warm_up(weight, n_power_iterations)
         self.prepared = None
-
-    def _is_usable(self) -> bool:
-        """Whether u and v have the lengths of unit vectors, or of averages of such; reads them."""
-        lengths = (torch.linalg.vector_norm(x.to(state_dtype(x))) for x in (self._u, self._v))
-        return all(0.01 < length.abs() < 1.01 for length in lengths)
 
     def _follow_updates(self) -> None:
         self._updated_for: tuple[object, ...] | None = None  # what the last iteration was of
         updates.follow(self)
 
-    def _forget_updates(self) -> None:
+    def _replaced(self) -> None:
         if self.power_iter == "update":
             self._updated_for = None
             with torch.no_grad():
@@ -222,7 +137,7 @@ class SpectralNormParametrization(nn.Module):
             weight = transforms.plain(weight)
         return (
             updates.steps,
-            _version(weight),
+            version(weight),
             weight.data_ptr() if type(weight) in (Tensor, nn.Parameter) else None,
             WeakIdRef(weight),
             WeakIdRef(self._u),  # functional_call may bring another
@@ -243,18 +158,6 @@ class SpectralNormParametrization(nn.Module):
         else:
             with torch.no_grad():
                 self._due.zero_()
-
-    @property
-    def sigma(self) -> Tensor:
-        """Sigma as of the last access, shape (), detached; 0 for a zero weight.
-
-        NaN from when a checkpoint is loaded until the next access.
-        """
-        sigma = self._sigma
-        if self._evaluated is not None and self._evaluated[1] == _version(sigma):
-            sigma = self._evaluated[0].to(sigma.device)
-        sigma = sigma.detach()
-        return sigma.abs() if sigma.is_complex() else sigma.clone()
 
     def forward(self, weight: Tensor) -> Tensor:
         """``weight / sigma``, of the weight's shape, dtype and memory layout."""
@@ -286,7 +189,7 @@ class SpectralNormParametrization(nn.Module):
             if self.power_iter == "update":
                 self._has_iterated(request.weight)
         elif request.sigma is None and not transforms.active():
-            self.__dict__["_evaluated"] = normalized.sigma.detach(), _version(self._sigma)
+            self.__dict__["_evaluated"] = normalized.sigma.detach(), version(self._sigma)
         if recomputation.may_follow():
             self._keep(State(normalized.u, normalized.v, normalized.sigma.detach()))
 
@@ -349,18 +252,11 @@ class SpectralNormParametrization(nn.Module):
             due,
         )
 
-    def __getstate__(self) -> dict[str, Any]:
-        # These belong to forwards of this very module.
-        mine = ("prepared", "owner", "_updated_for", "_evaluated")
-        return {key: value for key, value in self.__dict__.items() if key not in mine}
-
     def __setstate__(self, state: dict[str, Any]) -> None:
         super().__setstate__(state)
-        self.owner = object()
-        self._own()
         if self.power_iter == "update":
             self._follow_updates()
-            self._forget_updates()
+            self._replaced()
 
     def right_inverse(self, value: Tensor) -> Tensor:
         """The value itself: assigning to the parameter sets the weight before normalization."""
@@ -373,55 +269,6 @@ class SpectralNormParametrization(nn.Module):
         if self.autocast_output:
             options += ", autocast_output=True"
         return options + (f", backend={self.backend!r}" if self.backend != "auto" else "")
-
-    def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> Any:
-        before, was_meta = dict(self._buffers), self._sigma.is_meta
-        super()._apply(fn, recurse)
-        self._widen(before)
-        if was_meta and not self._sigma.is_meta:
-            self.reset_parameters()
-        return self
-
-    def _load_from_state_dict(self, state_dict: dict[str, Any], prefix: str, *args: Any) -> None:
-        super()._load_from_state_dict(state_dict, prefix, *args)
-        self._widen(dict(self._buffers))
-        if "_u" in self._buffers and self._sigma.device != self._u.device:
-            # As where a state dict is assigned to a module on the meta device: it holds neither.
-            for name in ("_sigma", "_due"):
-                if name in self._buffers:
-                    buffer = torch.empty_like(getattr(self, name), device=self._u.device)
-                    setattr(self, name, buffer)
-        with torch.no_grad():
-            self._sigma.fill_(torch.nan)
-            self._forget_updates()
-        if prefix + "_u" in state_dict and prefix + "_v" in state_dict:
-            self._is_cold = False
-
-    def _widen(self, sources: dict[str, Tensor | None]) -> None:
-        """Where a buffer has become half precision, take it from ``sources`` in float32 instead.
-
-        Contiguous in any case: a state dict that is assigned may hold columns of a matrix.
-        """
-        if self._sigma.is_complex():
-            self._sigma = self._sigma.real.contiguous()
-        for name, buffer in self._buffers.items():
-            source = sources[name]
-            if buffer is None or source is None:
-                continue
-            dtype = torch.promote_types(buffer.dtype, torch.float32)
-            if self.stable_fp32 and dtype != buffer.dtype:
-                buffer = source.to(buffer.device, dtype)
-            self._buffers[name] = buffer.contiguous()
-        self._own()
-
-    def _own(self) -> None:
-        if (u := self._buffers.get("_u")) is not None:
-            recomputation.own(u, self.owner)
-
-
-def _version(tensor: Tensor) -> int:
-    """Of which there is none where it was made in inference mode."""
-    return 0 if tensor.is_inference() else tensor._version
 
 
 @contextmanager

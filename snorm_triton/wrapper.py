@@ -23,13 +23,10 @@ from .checks import check_dim, check_flag, check_numbers, check_policy
 from .copying import make_copyable
 from .dispatch import BACKENDS, select
 from .loading import before_load, forget_checkpoints, take_checkpoints
-from .parametrization import (
-    WARM_UP_ITERATIONS,
-    SpectralNormParametrization,
-    without_iterating,
-)
+from .parametrization import SpectralNormParametrization, without_iterating
 from .parametrization_list import SpectralNormList, watches
 from .refusals import check_removable, check_sharding
+from .singular_vectors import WARM_UP_ITERATIONS
 
 DTYPES = (
     torch.float32,
