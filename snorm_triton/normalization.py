@@ -56,7 +56,7 @@ def normalize(request: Request) -> SpectralNormalized:
     dense, view = in_matrix_layout(weight, dim)
     if request.sigma is None:
         call = _call(request, dense, view)
-        weight_sn, u, v, sigma = _without_autocast(weight.device.type, ops.normalize, *call)
+        weight_sn, u, v, sigma = without_autocast(weight.device.type, ops.normalize, *call)
     else:
         u, v, sigma = request.u.clone(), request.v.clone(), request.sigma.clone()
         weight_sn = ops.rescale(dense.detach(), sigma, dtype)
@@ -87,7 +87,7 @@ def normalize_together(requests: Sequence[Request]) -> list[SpectralNormalized]:
     for (ops, device, _, _), members in groups.items():
         places = [in_matrix_layout(requests[i].weight, requests[i].dim) for i in members]
         calls = [_call(requests[i], *place) for i, place in zip(members, places, strict=True)]
-        outputs = _without_autocast(device.type, ops.foreach_normalize, calls)
+        outputs = without_autocast(device.type, ops.foreach_normalize, calls)
         differentiable = []
         for i, (dense, view), output in zip(members, places, outputs, strict=True):
             results[i] = SpectralNormalized(*output)
@@ -121,7 +121,7 @@ def _call(request: Request, dense: Tensor, view: MatrixView) -> tuple[Any, ...]:
     return dense.detach(), view, u, v, n_power_iterations, eps, dtype, buffers
 
 
-def _without_autocast(device_type: str, operation: Callable[..., R], *args: Any) -> R:
+def without_autocast(device_type: str, operation: Callable[..., R], *args: Any) -> R:
     """``operation(*args)`` in the dtypes of its arguments, whatever autocast says."""
     if (
         torch._C._is_any_autocast_enabled()
@@ -151,9 +151,9 @@ def normalize_in_torch(request: Request) -> SpectralNormalized:
         matrix = in_dtype_of(weight.detach(), u).movedim(dim, 0).flatten(1).contiguous()
         view, device_type = MatrixView(1, *matrix.shape), weight.device.type
         if (n := request.n_power_iterations) > 0:
-            state = _without_autocast(device_type, eager.power_step, matrix, view, u, v, n)
+            state = without_autocast(device_type, eager.power_step, matrix, view, u, v, n)
         else:
-            state = _without_autocast(device_type, eager.estimate, matrix, view, u, v, request.eps)
+            state = without_autocast(device_type, eager.estimate, matrix, view, u, v, request.eps)
         u, v, sigma = state
         for buffer, value in zip(reversed(request.buffers), (sigma, v, u), strict=False):
             buffer.copy_(value.abs() if buffer.ndim == 0 else value)

@@ -32,7 +32,8 @@ Lists = tuple[list[Tensor], list[Tensor], list[Tensor], list[Tensor]]
 
 def takes(request: Request) -> bool:
     """Whether the operators take it: an exported program holds torch's own operators alone."""
-    return request.weight.numel() > 0 and not torch.compiler.is_exporting()
+    # The flag itself: is_exporting() is true of all that torch 2.11 compiles.
+    return request.weight.numel() > 0 and not torch.compiler._is_exporting_flag
 
 
 def normalize_together(requests: Sequence[Request]) -> list[SpectralNormalized]:

@@ -7,7 +7,6 @@ and its batched form: so those are what it is computed in here, whatever the bac
 from __future__ import annotations
 
 from collections.abc import Sequence
-from contextlib import nullcontext
 from typing import Any
 
 import torch
@@ -17,7 +16,7 @@ from torch.autograd import forward_ad
 
 from . import eager
 from .matrix_view import MatrixView
-from .normalization import Request, SpectralNormalized
+from .normalization import Request, SpectralNormalized, without_autocast
 
 
 def active() -> bool:
@@ -34,17 +33,19 @@ def normalize(request: Request) -> SpectralNormalized:
     weight, u, v, dim = request.weight, request.u, request.v, request.dim
     wide = eager.in_dtype_of(weight, u)
     matrix = wide.movedim(dim, 0).flatten(1).contiguous()  # whatever the layout of the weight
-    device_type = weight.device.type
-    with (
-        torch.autocast(device_type, enabled=False)
-        if torch.amp.is_autocast_available(device_type)
-        else nullcontext()
-    ):
-        u, v = _Directions.apply(matrix, u, v, request.n_power_iterations, request.eps)
-        sigma = torch.vdot(u, torch.mv(matrix, v))
+    u, v, sigma = without_autocast(
+        weight.device.type, _estimate, matrix, u, v, request.n_power_iterations, request.eps
+    )
     write(request.buffers, (u, v, sigma)[3 - len(request.buffers) :])
     weight_sn = (wide / eager.nonzero(sigma)).to(request.dtype)
     return SpectralNormalized(weight_sn, u, v, sigma)
+
+
+def _estimate(
+    matrix: Tensor, u: Tensor, v: Tensor, n_power_iterations: int, eps: float
+) -> tuple[Tensor, Tensor, Tensor]:
+    u, v = _Directions.apply(matrix, u, v, n_power_iterations, eps)
+    return u, v, torch.vdot(u, torch.mv(matrix, v))
 
 
 class _Directions(torch.autograd.Function):
