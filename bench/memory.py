@@ -16,7 +16,9 @@ def memory_of(run: Callable[[], object], device: torch.device, nbytes: int) -> d
     What exists before the call does not count, and what the call returns does.
     """
     run()  # workspaces that stay are allocated now
-    with profile(activities=[ProfilerActivity.CPU], profile_memory=True) as profiler:
+    with profile(
+        activities=[ProfilerActivity.CPU], profile_memory=True, acc_events=True
+    ) as profiler:
         run()
         synchronize(device)
     events = [

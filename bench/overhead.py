@@ -26,7 +26,7 @@ def layers_of_an_access(layer: nn.Module) -> dict[str, Callable[[], object]]:
     """An access of our normalized ``layer``, from the operations outwards."""
     parametrizations = layer.parametrizations.weight
     parametrization, weight = parametrizations[0], parametrizations.original
-    request = parametrization.request(weight)
+    request = parametrization.request(weight, False, False)
     dense, view = in_matrix_layout(weight.detach(), request.dim)
     computation = (dense, view, request.u, request.v, 1, request.eps, weight.dtype, request.buffers)
     constant = request._replace(weight=dense)

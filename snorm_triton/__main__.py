@@ -91,7 +91,7 @@ def demo(arguments: argparse.Namespace) -> str | None:
     """Run the demo; what to say where it cannot run."""
     missing = [name for module, name in DEMO_PACKAGES.items() if find_spec(module) is None]
     if missing:
-        return f"the demo needs {', '.join(missing)}: pip install 'snorm-triton[demo]'"
+        return f"the demo needs {', '.join(missing)}: pip install '.[demo]' in its checkout"
     try:
         torch.zeros((), device=arguments.device).item()
         torch.manual_seed(arguments.seed)

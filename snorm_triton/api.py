@@ -11,7 +11,7 @@ from torch.nn.utils.parametrizations import _SpectralNorm as _TorchSpectralNorm
 from torch.nn.utils.parametrize import is_parametrized
 from torch.nn.utils.spectral_norm import SpectralNorm as _LegacySpectralNorm
 
-from .checks import check_numbers
+from .checks import check_flag, check_numbers
 from .dispatch import SHARDED, is_sharded, select
 from .foreach import attach as attach_foreach
 from .foreach import detach as detach_foreach
@@ -142,7 +142,10 @@ def remove_spectral_norm(
 
     Raises:
         ValueError: nothing is registered there.
+        TypeError: ``leave_parametrized`` or ``recursive`` is not True or False.
     """
+    check_flag("leave_parametrized", leave_parametrized)
+    check_flag("recursive", recursive)
     if not recursive:
         SpectralNormWrapper(module, name).remove(leave_parametrized=leave_parametrized)
         return module

@@ -9,8 +9,9 @@ import torch
 from torch import Tensor
 from torch.autograd.function import _SingleLevelFunction
 
+from . import transforms
 from .dispatch import Operations
-from .eager import nonzero
+from .eager import in_dtype_of, nonzero
 from .matrix_view import MatrixView, like_weight
 
 
@@ -58,6 +59,8 @@ class _Rescale(_SingleLevelFunction):
     which never come here, and takes as long as a matrix-vector product of a small weight.
     """
 
+    _compiled_autograd_key = staticmethod(torch.autograd.Function._compiled_autograd_key)
+
     @staticmethod
     def forward(
         ctx: Any,
@@ -79,7 +82,13 @@ class _Rescale(_SingleLevelFunction):
         used = [i for i, grad in enumerate(grads) if grad is not None]
         if len(used) < len(grads):
             estimates, given = [estimates[i] for i in used], [grads[i] for i in used]
-        if torch.is_grad_enabled():  # the gradient itself is to be differentiated
+        grad_weights: Sequence[Tensor | None]
+        if torch.compiler.is_compiling() or transforms.taken_of(given):
+            grad_weights = [
+                _gradient_in_torch(grad, estimate)
+                for grad, estimate in zip(given, estimates, strict=True)
+            ]
+        elif torch.is_grad_enabled():  # the gradient itself is to be differentiated
             weights = [estimate.weight for estimate in estimates]
             grad_weights = _RescaleBackward.apply(ctx.ops, estimates, *given, *weights)
         else:
@@ -130,16 +139,34 @@ def rescale_backward(
 ) -> Sequence[Tensor]:
     """The gradients of the weights, from those of the normalized weights."""
     calls = []
-    for grad, (weight, version, view, dim, u, v, sigma) in zip(grads, estimates, strict=True):
+    for grad, estimate in zip(grads, estimates, strict=True):
+        weight, version, view, dim, u, v, sigma = estimate
         if weight._version != version:
-            raise RuntimeError(
-                f"a normalized weight of shape {tuple(weight.shape)} has been modified by an "
-                "inplace operation since the forward whose gradient is computed"
-            )
+            raise _modified(weight)
         calls.append((like_weight(grad, weight, view, dim), weight, view, u, v, sigma))
     if len(calls) > 1:
         return ops.foreach_rescale_backward(calls)
     return [ops.rescale_backward(*call) for call in calls]
+
+
+def _gradient_in_torch(grad: Tensor, estimate: Estimate) -> Tensor:
+    """As :func:`rescale_backward`, in torch's own operations, which any transform takes."""
+    weight, version, _, dim, u, v, _ = estimate
+    if not torch.compiler.is_compiling() and weight._version != version:
+        raise _modified(weight)
+    wide, wide_grad = in_dtype_of(weight, u), in_dtype_of(grad, u)
+    direction = outer(u, v, weight.shape, dim)
+    sigma = (direction * wide).sum()
+    divisor = nonzero(sigma)
+    along = torch.where(sigma == divisor, (wide_grad * wide).sum() / divisor, 0)
+    return ((wide_grad - along * direction) / divisor).to(weight.dtype)
+
+
+def _modified(weight: Tensor) -> RuntimeError:
+    return RuntimeError(
+        f"a normalized weight of shape {tuple(weight.shape)} has been modified by an inplace "
+        "operation since the forward whose gradient is computed"
+    )
 
 
 class _Sigma(torch.autograd.Function):

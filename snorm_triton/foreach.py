@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import sys
 from collections.abc import Iterator
+from contextlib import nullcontext
 from types import FrameType
 from typing import Any
 
@@ -19,11 +20,12 @@ from torch.nn.parameter import Parameter
 from torch.nn.utils import parametrize
 from torch.nn.utils.parametrize import ParametrizationList
 
-from . import transforms, updates
+from . import recomputation, transforms, updates
 from .functional import normalize_together
 from .normalization import SpectralNormalized
 from .parametrization import SpectralNormParametrization
 from .recomputation import State
+from .singular_vectors import version
 
 
 class TracedWeight:
@@ -66,6 +68,7 @@ class PreparedWeight:
     ) -> None:
         self.weight = weight
         self.weight_sn = normalized.weight_sn
+        self.version = version(normalized.weight_sn)
         self.state = State(normalized.u, normalized.v, normalized.sigma.detach())
         self.forward = forward
         self.conditions = self._conditions(weight, parametrization)
@@ -76,7 +79,7 @@ class PreparedWeight:
         weight: Tensor, parametrization: SpectralNormParametrization
     ) -> tuple[object, ...]:
         return (
-            0 if weight.is_inference() else weight._version,
+            version(weight),
             weight.data_ptr(),
             weight.requires_grad,
             parametrization.training,
@@ -89,6 +92,7 @@ class PreparedWeight:
         return (
             not torch.compiler.is_compiling()
             and weight is self.weight
+            and version(self.weight_sn) == self.version
             and self.weight_sn.dtype == parametrization.output_dtype(weight)
             and (self.with_grad or not torch.is_grad_enabled())
             and self._conditions(weight, parametrization) == self.conditions
@@ -147,12 +151,16 @@ def _prepare(model: nn.Module, forward: FrameType | None, everywhere: bool) -> N
         return  # no node for many weights there
     chosen = []
     for module, name, parametrizations in _parametrized(model):
-        weight = parametrizations.original
         # Stacked normalizations, sharded weights and the like are left to the access.
-        if len(parametrizations) != 1 or type(weight) not in (Tensor, Parameter):
+        if len(parametrizations) != 1 or not parametrizations.is_tensor:
+            continue
+        weight = parametrizations.original
+        if type(weight) not in (Tensor, Parameter):
             continue
         parametrization = parametrizations[0]
-        if not isinstance(parametrization, SpectralNormParametrization) or weight.ndim < 2:
+        if not isinstance(parametrization, SpectralNormParametrization):
+            continue
+        if weight.ndim < 2 or weight.is_complex():
             continue
         if not everywhere and weight.device.type == "cpu":
             continue
@@ -161,8 +169,14 @@ def _prepare(model: nn.Module, forward: FrameType | None, everywhere: bool) -> N
         prepared = parametrization.prepared
         if prepared is None or not prepared.serves(weight, parametrization):
             chosen.append((weight, parametrization))
-    requests = [parametrization.request(weight) for weight, parametrization in chosen]
-    outputs = normalize_together(requests)
+    is_compiling = forward is None
+    may_be_replay = not is_compiling and recomputation.is_possible()
+    with recomputation.unseen() if may_be_replay else nullcontext():
+        requests = [
+            parametrization.request(weight, is_compiling, may_be_replay)
+            for weight, parametrization in chosen
+        ]
+        outputs = normalize_together(requests)
     for (weight, parametrization), request, normalized in zip(
         chosen, requests, outputs, strict=True
     ):
@@ -170,7 +184,7 @@ def _prepare(model: nn.Module, forward: FrameType | None, everywhere: bool) -> N
             weight_sn = normalized.weight_sn
             parametrization.prepared = TracedWeight(weight, weight_sn, parametrization, model)
         else:
-            parametrization.took(request, normalized)
+            parametrization.took(request, normalized, may_be_replay)
             parametrization.prepared = PreparedWeight(weight, normalized, parametrization, forward)
 
 

@@ -8,7 +8,7 @@ from math import prod
 import torch
 from torch import Tensor
 
-from . import normalization, operators, transforms
+from . import normalization, operators, transformed, transforms
 from .autograd import differentiable_sigma
 from .dispatch import is_sharded
 from .normalization import Request, SpectralNormalized
@@ -94,7 +94,7 @@ def normalize(request: Request) -> SpectralNormalized:
         normalized: SpectralNormalized = normalize_sharded(request)
         return normalized
     if transforms.active():
-        return transforms.normalize(request)
+        return transformed.normalize(request)
     if torch.compiler.is_compiling():
         return normalize_together([request])[0]
     if torch._C._is_tracing():  # torch.jit.trace, which takes tensors for what is in the graph

@@ -4,16 +4,16 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from contextlib import contextmanager
-from typing import Any, Protocol
+from typing import Any, Protocol, cast
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
+from torch.multiprocessing.reductions import StorageWeakRef
 from torch.nn.utils.parametrize import ParametrizationList
-from torch.utils.weak import WeakIdRef
 
 from . import recomputation, transforms, updates
 from .checks import check_dim, check_numbers, check_policy, check_vectors
-from .dispatch import select
+from .dispatch import is_sharded, select
 from .functional import l2_normalize, normalize, state_dtype
 from .normalization import Request, SpectralNormalized
 from .recomputation import State
@@ -138,9 +138,8 @@ class SpectralNormParametrization(SingularVectors):
         return (
             updates.steps,
             version(weight),
-            weight.data_ptr() if type(weight) in (Tensor, nn.Parameter) else None,
-            WeakIdRef(weight),
-            WeakIdRef(self._u),  # functional_call may bring another
+            _memory(weight),
+            _memory(self._u),  # functional_call may bring another
         )
 
     def _is_due(self, weight: Tensor) -> bool:
@@ -174,27 +173,45 @@ class SpectralNormParametrization(SingularVectors):
             return weight_sn
         prepared = self.prepared
         if prepared is not None and prepared.serves(weight, self):
-            if prepared.state is not None and recomputation.may_follow():
-                self._keep(prepared.state)
-            return prepared.weight_sn
-        request = self.request(weight)
-        normalized = normalize(request)
-        if not torch.compiler.is_compiling():
-            self.took(request, normalized)
+            return self._serve(prepared, weight)
+        is_compiling = torch.compiler.is_compiling()
+        may_be_replay = not is_compiling and recomputation.is_possible()
+        if may_be_replay:
+            with recomputation.unseen():
+                request = self.request(weight, is_compiling, may_be_replay)
+                normalized = normalize(request)
+        else:
+            request = self.request(weight, is_compiling, may_be_replay)
+            normalized = normalize(request)
+        if not is_compiling:
+            self.took(request, normalized, may_be_replay)
         return normalized.weight_sn
 
-    def took(self, request: Request, normalized: SpectralNormalized) -> None:
-        """Note what an access took, once it is computed."""
+    def _serve(self, prepared: Prepared, weight: Tensor) -> Tensor:
+        """What an access to ``weight`` gets of it."""
+        state, weight_sn = prepared.state, prepared.weight_sn
+        if state is None:
+            return weight_sn
+        if not torch.is_grad_enabled() or recomputation.is_possible():
+            around = recomputation.around()
+            recomputation.replay(around, self.owner)  # what was kept here: it is in `prepared`
+            recomputation.keep(around, self.owner, state)
+        if transforms.active():  # to which its graph is unknown
+            dtype = self.output_dtype(weight)
+            request = Request(weight, state.u, state.v, self.dim, 0, self.eps, dtype, self.backend)
+            return normalize(request).weight_sn
+        return weight_sn if torch.is_grad_enabled() else weight_sn.detach()
+
+    def took(self, request: Request, normalized: SpectralNormalized, may_be_replay: bool) -> None:
+        """Note what an access took, once it is computed in eager mode."""
         if request.n_power_iterations > 0:
             if self.power_iter == "update":
                 self._has_iterated(request.weight)
         elif request.sigma is None and not transforms.active():
             self.__dict__["_evaluated"] = normalized.sigma.detach(), version(self._sigma)
-        if recomputation.may_follow():
-            self._keep(State(normalized.u, normalized.v, normalized.sigma.detach()))
-
-    def _keep(self, state: State) -> None:
-        recomputation.keep(recomputation.around(), self.owner, state)
+        if may_be_replay or not torch.is_grad_enabled():  # as in a reentrant checkpoint
+            state = State(normalized.u, normalized.v, normalized.sigma.detach())
+            recomputation.keep(recomputation.around(), self.owner, state)
 
     def output_dtype(self, weight: Tensor) -> torch.dtype:
         """Of what an access to ``weight`` returns here and now."""
@@ -204,9 +221,11 @@ class SpectralNormParametrization(SingularVectors):
                 return torch.get_autocast_dtype(device_type)
         return weight.dtype
 
-    def request(self, weight: Tensor) -> Request:
-        """What an access to ``weight`` computes now, and the buffers that it overwrites."""
-        is_compiling = torch.compiler.is_compiling()
+    def request(self, weight: Tensor, is_compiling: bool, may_be_replay: bool) -> Request:
+        """What an access to ``weight`` computes now, and the buffers that it overwrites.
+
+        ``may_be_replay``: in eager mode, what :func:`recomputation.is_possible` says.
+        """
         if self._is_cold:
             if is_compiling or transforms.active():
                 raise RuntimeError(
@@ -223,7 +242,6 @@ class SpectralNormParametrization(SingularVectors):
         due: Tensor | None = None
         written: tuple[Tensor, ...] = ()  # an evaluation is pure
         iterates = self.training or self.power_iter_on_eval
-        may_be_replay = not is_compiling and recomputation.is_possible()
         taken = recomputation.replay(recomputation.around(), self.owner) if may_be_replay else None
         if taken is not None:
             u, v, replayed = taken
@@ -260,6 +278,7 @@ class SpectralNormParametrization(SingularVectors):
 
     def right_inverse(self, value: Tensor) -> Tensor:
         """The value itself: assigning to the parameter sets the weight before normalization."""
+        self._replaced()
         return value
 
     def extra_repr(self) -> str:
@@ -269,6 +288,13 @@ class SpectralNormParametrization(SingularVectors):
         if self.autocast_output:
             options += ", autocast_output=True"
         return options + (f", backend={self.backend!r}" if self.backend != "auto" else "")
+
+
+def _memory(tensor: Tensor) -> tuple[object, ...]:
+    """Which memory holds it, known from any that is ever there instead, and where in that."""
+    if is_sharded(tensor):
+        tensor = cast(Any, tensor).to_local()
+    return StorageWeakRef(tensor.untyped_storage()), tensor.storage_offset(), tensor.stride()
 
 
 @contextmanager

@@ -22,8 +22,9 @@ Version = tuple[Tensor, int]
 class SpectralNormList(ParametrizationList):
     """As torch's, but it notices where the tensor that it handed out is changed in place.
 
-    And it does not search for further parametrizations where it holds one: at an access of a small
-    weight that search takes as long as a matrix-vector product.
+    And where it holds one parametrization, on which there are no hooks, it neither searches for
+    further ones nor goes through Module.__call__: at an access of a small weight each takes as long
+    as a matrix-vector product.
     """
 
     watched: str | None = None  # the tensor's name, where changes of it are looked for
@@ -39,7 +40,9 @@ class SpectralNormList(ParametrizationList):
                 _warn(str(self.watched), self.original.shape)
         original = self._parameters.get("original")  # past Module's attribute lookup
         if original is not None and len(self._modules) == 1:
-            parametrized: Tensor = self._modules["0"](original)
+            only: Any = self._modules["0"]
+            parametrize = only if _has_hooks(only) else only.forward
+            parametrized: Tensor = parametrize(original)
         else:
             parametrized = super().forward()
         if is_watched:
@@ -61,6 +64,15 @@ class SpectralNormList(ParametrizationList):
     def __getstate__(self) -> dict[str, Any]:
         # What was handed out was handed out by this very module.
         return {key: value for key, value in self.__dict__.items() if key != "_handed_out"}
+
+
+def _has_hooks(module: nn.Module) -> bool:
+    return bool(
+        module._forward_pre_hooks
+        or module._forward_hooks
+        or module._backward_pre_hooks
+        or module._backward_hooks
+    )
 
 
 def watches(module: nn.Module) -> bool:

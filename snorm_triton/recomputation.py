@@ -7,18 +7,20 @@ which checkpoint code runs in, but the frames of its functions do.
 
 from __future__ import annotations
 
-import inspect
 import sys
+import warnings
+from contextlib import AbstractContextManager, nullcontext
 from types import FrameType
 from typing import NamedTuple
 
 import torch
 import torch.utils.checkpoint as torch_checkpoint
 from torch import Tensor
-from torch.utils.weak import WeakTensorKeyDictionary
+from torch.multiprocessing.reductions import StorageWeakRef
+from torch.utils._python_dispatch import _disable_current_modes, _get_current_dispatch_mode
 
 _KEPT = "_snorm_triton_kept"  # the attribute of what torch has for a checkpoint
-_CHECKPOINT = inspect.unwrap(torch_checkpoint.checkpoint).__code__
+_FILE = torch_checkpoint._checkpoint_hook.__init__.__code__.co_filename
 _FORWARD = torch_checkpoint.CheckpointFunction.forward.__code__
 _BACKWARD = torch_checkpoint.CheckpointFunction.backward.__code__
 
@@ -48,6 +50,22 @@ class _Kept:
         return states[min(position, len(states) - 1)]
 
 
+_SELECTIVE = (
+    torch_checkpoint._CachingTorchDispatchMode,
+    torch_checkpoint._CachedTorchDispatchMode,
+)
+
+
+def unseen() -> AbstractContextManager[None]:
+    """Keep operations from a selective checkpoint, which wants those of the forward once more.
+
+    An access that is recomputed does others: it takes what the forward took.
+    """
+    if isinstance(_get_current_dispatch_mode(), _SELECTIVE):
+        return _disable_current_modes()
+    return nullcontext()
+
+
 Checkpoints = list[tuple[_Kept, object]]
 
 
@@ -57,16 +75,11 @@ def is_running() -> bool:
 
 
 def is_possible() -> bool:
-    """Whether this may be a recomputation."""
+    """Whether this may be a recomputation, or be recomputed where gradients are on."""
     return (
         torch._C._current_graph_task_id() != -1
         or torch._C._autograd._top_saved_tensors_default_hooks(True) is not None
     )
-
-
-def may_follow() -> bool:
-    """Whether what happens here may be recomputed later."""
-    return not torch.is_grad_enabled() or is_possible()
 
 
 def around() -> Checkpoints:
@@ -77,11 +90,11 @@ def around() -> Checkpoints:
     frame: FrameType | None = sys._getframe(1)
     while frame is not None:
         code, checkpoint, recomputation = frame.f_code, None, None
-        if code is _CHECKPOINT:
+        if code.co_filename == _FILE and "gen" in code.co_varnames:
             generator = frame.f_locals.get("gen")
             if generator is not None and generator.gi_frame is not None:
                 checkpoint = generator.gi_frame.f_locals.get("new_frame")
-        elif code.co_name == "unpack_hook" and code.co_filename == _CHECKPOINT.co_filename:
+        elif code.co_filename == _FILE and code.co_name == "unpack_hook":
             checkpoint, recomputation = frame.f_locals.get("frame"), id(frame)
         elif code is _FORWARD:
             checkpoint = frame.f_locals["ctx"]
@@ -93,7 +106,22 @@ def around() -> Checkpoints:
             run = recomputation and (torch._C._current_graph_task_id(), recomputation)
             found.append((getattr(checkpoint, _KEPT), run))
         frame = frame.f_back
+    if not found:
+        _check_no_checkpoint()
     return found
+
+
+def _check_no_checkpoint() -> None:
+    """Warn where torch is in the forward of a checkpoint that its frames do not show."""
+    hooks = torch._C._autograd._top_saved_tensors_default_hooks(True)
+    if hooks is not None and "_checkpoint_hook" in getattr(hooks[0], "__qualname__", ""):
+        warnings.warn(
+            f"the checkpoints of torch {torch.__version__} are not known to snorm_triton: where "
+            "another access comes between a checkpointed forward and its backward, gradients are "
+            "off; use_reentrant=True is as it should be",
+            UserWarning,
+            stacklevel=2,
+        )
 
 
 def keep(checkpoints: Checkpoints, owner: object, state: State) -> None:
@@ -112,14 +140,22 @@ def replay(checkpoints: Checkpoints, owner: object) -> State | None:
     return None
 
 
-_owners = WeakTensorKeyDictionary()  # by u, by which alone operators know a module
+# By the memory of u, by which alone operators know a module. Weak, but not to the tensor: one that
+# is weakly referred to cannot be swapped, as loading and converting a module may do.
+_owners: dict[StorageWeakRef, object] = {}
+_many = 128  # of them, from which on those whose memory is gone are looked for
 
 
 def own(u: Tensor, owner: object) -> None:
     """Let operators find by the buffer ``u`` whose it is."""
-    _owners[u] = owner
+    global _many
+    if len(_owners) >= _many:
+        for memory in [memory for memory in _owners if memory.expired()]:
+            del _owners[memory]
+        _many = max(128, 2 * len(_owners))
+    _owners[StorageWeakRef(u.untyped_storage())] = owner
 
 
 def owner_of(u: Tensor) -> object:
     """Whose buffer ``u`` is; None where it is nobody's."""
-    return _owners.get(u)
+    return _owners.get(StorageWeakRef(u.untyped_storage()))

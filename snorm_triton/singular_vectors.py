@@ -99,7 +99,8 @@ class SingularVectors(nn.Module):
     def sigma(self) -> Tensor:
         """Sigma as of the last access, shape (), detached; 0 for a zero weight.
 
-        NaN from when a checkpoint is loaded until the next access.
+        NaN from when a checkpoint is loaded until the next access. An evaluation in compiled code
+        does not count, nor one before the module was moved or converted.
         """
         sigma = self._sigma
         if self._evaluated is not None and self._evaluated[1] == version(sigma):
@@ -151,6 +152,7 @@ class SingularVectors(nn.Module):
     def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> Any:
         before, was_meta = dict(self._buffers), self._sigma.is_meta
         super()._apply(fn, recurse)
+        self._evaluated = None
         self._widen(before)
         if was_meta and not self._sigma.is_meta:
             self.reset_parameters()
@@ -158,6 +160,7 @@ class SingularVectors(nn.Module):
 
     def _load_from_state_dict(self, state_dict: dict[str, Any], prefix: str, *args: Any) -> None:
         super()._load_from_state_dict(state_dict, prefix, *args)
+        self._evaluated = None
         self._widen(dict(self._buffers))
         if (u := self._buffers.get("_u")) is not None:
             for name, buffer in self._buffers.items():

@@ -79,6 +79,8 @@ class SpectralNormWrapper:
     ) -> None:
         if not isinstance(module, nn.Module):
             raise TypeError(f"module must be a torch.nn.Module, got {_describe(module)}")
+        if not isinstance(name, str):
+            raise TypeError(f"name must be a string, got {name!r}")
         for option in options.keys() - set(OPTIONS):
             raise TypeError(f"unknown option {option!r}; the options are {', '.join(OPTIONS)}")
         self.module = module
@@ -217,9 +219,10 @@ class SpectralNormWrapper:
                 return parametrizations()  # type: ignore[no-any-return]
         tensor = self.module._parameters.get(self.name, self.module._buffers.get(self.name))
         if tensor is None:
+            names = [name for name, each in self.module._parameters.items() if each is not None]
             raise ValueError(
                 f"name={self.name!r} is not a parameter of {type(self.module).__name__}; it has "
-                f"{', '.join(self.module._parameters) or 'none'}{self._hook_in_the_way()}"
+                f"{', '.join(names) or 'none'}{self._hook_in_the_way() or self._other_call()}"
             )
         return tensor
 
@@ -235,6 +238,11 @@ class SpectralNormWrapper:
             if getattr(hook, "name", None) == self.name:
                 return f" (a {type(hook).__name__} hook computes {self.name!r}: remove that first)"
         return ""
+
+    def _other_call(self) -> str:
+        """What to say where the parameters are those of submodules."""
+        has_others = any(child is not None for child in self.module._modules.values())
+        return "; for those of its submodules: apply_spectral_norm" if has_others else ""
 
     def _where(self) -> str:
         return f"parameter {self.name!r} of {type(self.module).__name__}"

@@ -224,3 +224,23 @@ def test_an_empty_weight_behaves_as_in_torch(shape):
         state = layer.state_dict()
         outputs.append((layer.weight.shape, {key: value.shape for key, value in state.items()}))
     assert outputs[0] == outputs[1]
+
+
+@pytest.mark.parametrize("flag", ["leave_parametrized", "recursive"])
+def test_flags_of_removal_are_no_strings(flag):
+    layer = spectral_norm(nn.Linear(3, 2))
+    with pytest.raises(TypeError, match=f"{flag} must be True or False, got 'False'"):
+        remove_spectral_norm(layer, **{flag: "False"})
+    assert parametrize.is_parametrized(layer)
+
+
+def test_a_name_that_is_no_string():
+    with pytest.raises(TypeError, match="name must be a string, got"):
+        spectral_norm(nn.Linear(3, 2), ["weight"])
+
+
+def test_what_a_module_has_instead_of_the_name():
+    with pytest.raises(ValueError, match=r"it has weight$"):
+        spectral_norm(nn.Linear(3, 2, bias=False), "bias")
+    with pytest.raises(ValueError, match="it has none; for those of its submodules"):
+        spectral_norm(nn.Sequential(nn.Linear(3, 2)))

@@ -13,7 +13,9 @@ from snorm_triton.functional import spectral_normalize
 
 pytestmark = [
     # As torch imports itself.
-    pytest.mark.filterwarnings("ignore:.*torch.jit.*:DeprecationWarning"),
+    pytest.mark.filterwarnings("ignore:.*torch.jit"),
+    # As dynamo looks at its inputs.
+    pytest.mark.filterwarnings("ignore:The .grad attribute:UserWarning"),
 ]
 COMPILERS = ["aot_eager", "inductor"]
 
@@ -121,7 +123,6 @@ def test_two_forwards_in_one_graph(foreach, power_iter):
         assert_close(model.buffers(), plain.buffers())
 
 
-@pytest.mark.filterwarnings("ignore:The .grad attribute:UserWarning")  # as dynamo looks at inputs
 def test_a_forward_broken_into_graphs_gets_one_prepared_weight():
     class Model(nn.Module):
         def __init__(self):
@@ -313,3 +314,17 @@ def test_a_captured_step_replays_what_eager_code_computes():
             [p.grad for p in model.parameters()], gradients(plain(x).square().sum(), plain)
         )
         assert_close(model.state_dict().values(), plain.state_dict().values())
+
+
+def test_compiled_autograd():
+    model, plain = (
+        apply_spectral_norm(nn.Sequential(nn.Linear(6, 8), nn.ReLU(), nn.Linear(8, 5)))
+        for _ in range(2)
+    )
+    plain.load_state_dict(model.state_dict())
+    losses = [each(torch.ones(3, 6)).square().sum() for each in (model, plain)]
+    losses[1].backward()
+    with torch._dynamo.compiled_autograd._enable(torch.compile(backend="aot_eager")):
+        losses[0].backward()
+    for one, other in zip(model.parameters(), plain.parameters(), strict=True):
+        torch.testing.assert_close(one.grad, other.grad)

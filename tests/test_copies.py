@@ -72,3 +72,17 @@ def test_a_model_that_shares_a_layer_keeps_sharing_it_when_copied():
     layer = spectral_norm(nn.Linear(4, 4))
     model = copy.deepcopy(nn.Sequential(layer, nn.ReLU(), layer))
     assert model[0] is model[2]
+
+
+@pytest.mark.parametrize("power_iter", ["access", "update"])
+def test_tensors_that_are_swapped(power_iter):
+    """As torch does it that way where it is asked to: none may be weakly referred to."""
+    layer, other = (spectral_norm(nn.Linear(5, 4), power_iter=power_iter) for _ in range(2))
+    assert layer.weight is not None
+    torch.__future__.set_swap_module_params_on_conversion(True)
+    try:
+        layer.load_state_dict(other.state_dict())
+        torch.testing.assert_close(layer.eval().weight, other.eval().weight)
+        assert layer.double().weight.dtype == torch.float64
+    finally:
+        torch.__future__.set_swap_module_params_on_conversion(False)

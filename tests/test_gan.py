@@ -182,7 +182,7 @@ def test_demo_command_says_which_packages_are_missing(monkeypatch, tmp_path):
     monkeypatch.setattr(command_line, "find_spec", lambda module: None)
     message = command_line.main(["demo", "--output", str(tmp_path / "out")])
     assert message == (
-        "the demo needs scikit-learn, matplotlib, tqdm: pip install 'snorm-triton[demo]'"
+        "the demo needs scikit-learn, matplotlib, tqdm: pip install '.[demo]' in its checkout"
     )
     assert not (tmp_path / "out").exists()
 

@@ -44,3 +44,14 @@ def test_a_model_without_any_writes_nothing():
     written = Written()
     log_sigmas(written, nn.Sequential(nn.Linear(3, 2), spectral_norm(nn.LazyLinear(2))))
     assert not written
+
+
+def test_a_conversion_leaves_the_sigma_of_the_last_training():
+    layer = spectral_norm(nn.Linear(5, 4)).double()
+    layer.eval()(torch.randn(3, 5).double())
+    layer.train()
+    with torch.no_grad():
+        layer.parametrizations.weight.original.mul_(100)
+    assert layer.weight is not None
+    expected = sigmas(layer)["weight"].item()
+    assert math.isclose(sigmas(layer.float())["weight"].item(), expected, rel_tol=1e-6)

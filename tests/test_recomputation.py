@@ -2,17 +2,18 @@
 
 import gc
 import weakref
+from functools import partial
 
 import pytest
 import torch
 from torch import nn
-from torch.utils.checkpoint import checkpoint
+from torch.utils.checkpoint import checkpoint, create_selective_checkpoint_contexts
 
 from snorm_triton import apply_spectral_norm, recomputation, spectral_norm
 from snorm_triton.functional import spectral_normalize
 
 # As torch imports itself.
-pytestmark = pytest.mark.filterwarnings("ignore:.*torch.jit.*:DeprecationWarning")
+pytestmark = pytest.mark.filterwarnings("ignore:.*torch.jit")
 
 
 def not_reentrant(model, x):
@@ -277,3 +278,37 @@ def test_complex_weights_are_recomputed_as_they_were():
         assert each.parametrizations.weight.original.grad.abs().sum() > 0
     ours, theirs = (each.parametrizations.weight.original.grad for each in (model, twin))
     assert torch.allclose(ours, theirs, rtol=1e-10, atol=0)
+
+
+def selective(model, x):
+    contexts = partial(create_selective_checkpoint_contexts, [torch.ops.aten.addmm.default])
+    return checkpoint(model, x, use_reentrant=False, context_fn=contexts)
+
+
+@pytest.mark.parametrize("training", [True, False], ids=["train", "eval"])
+@pytest.mark.parametrize("foreach", [True, False])
+def test_a_selective_checkpoint(training, foreach):
+    """It wants the operations of the forward again; a recomputed access does others."""
+    model, plain = (discriminator().train(training) for _ in range(2))
+    for each in (model, plain):
+        apply_spectral_norm(each, foreach=foreach)
+    expected = gradients(lambda model, x: model(x), plain)
+    for grad, reference in zip(gradients(selective, model), expected, strict=True):
+        assert torch.allclose(grad, reference, rtol=1e-12, atol=1e-14)
+
+
+def test_the_owner_of_a_buffer_is_known_as_long_as_it_lives():
+    u, owner = torch.randn(3), object()
+    recomputation.own(u, owner)
+    for _ in range(1000):
+        recomputation.own(torch.randn(3), object())
+    assert recomputation.owner_of(u.detach()) is owner
+    assert recomputation.owner_of(torch.randn(3)) is None
+    assert len(recomputation._owners) < 500
+
+
+def test_checkpoints_of_an_unknown_torch_are_told_of(monkeypatch):
+    monkeypatch.setattr(recomputation, "_FILE", "elsewhere.py")
+    model = discriminator()
+    with pytest.warns(UserWarning, match="checkpoints of torch .* are not known"):
+        not_reentrant(model, leaf())

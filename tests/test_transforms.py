@@ -5,6 +5,7 @@ import copy
 import pytest
 import torch
 from torch import nn
+from torch.autograd import forward_ad
 from torch.func import functional_call, grad, vmap
 from torch.nn.utils import parametrize
 
@@ -227,3 +228,68 @@ def test_the_function():
     together = vmap(lambda weight: spectral_normalize(weight, u, v).weight_sn)(weights)
     one_by_one = [spectral_normalize(weight, u, v).weight_sn for weight in weights]
     torch.testing.assert_close(together, torch.stack(one_by_one))
+
+
+def tangent_of_gradient(layer, read, x):
+    """d/dx of the weight's gradient, by forward over reverse."""
+    with forward_ad.dual_level():
+        dual = forward_ad.make_dual(x, torch.ones_like(x))
+        loss = nn.functional.linear(dual, read()).square().sum()
+        (found,) = torch.autograd.grad(loss, layer.parametrizations.weight.original)
+        return forward_ad.unpack_dual(found).tangent
+
+
+@pytest.mark.filterwarnings("ignore:.*torch.jit")  # as torch imports itself
+@pytest.mark.parametrize("foreach", [True, False])
+def test_forward_over_reverse(foreach):
+    class Model(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.layer = nn.Linear(5, 4).double()
+
+        def forward(self, x):
+            return tangent_of_gradient(self.layer, lambda: self.layer.weight, x)
+
+    model = apply_spectral_norm(Model(), foreach=foreach).eval()
+    twin = nn.utils.parametrizations.spectral_norm(nn.Linear(5, 4).double()).eval()
+    twin.load_state_dict(model.layer.state_dict())
+    x = torch.randn(3, 5, dtype=torch.float64)
+    expected = tangent_of_gradient(twin, lambda: twin.weight, x)
+    torch.testing.assert_close(model(x), expected)
+    before = model.layer.weight
+    torch.testing.assert_close(tangent_of_gradient(model.layer, lambda: before, x), expected)
+
+
+def batched_gradients(layer, x):
+    rows = torch.eye(12).view(12, 3, 4)
+    original = layer.parametrizations.weight.original
+    return torch.autograd.grad(layer(x), original, rows, is_grads_batched=True)[0]
+
+
+def of_the_original(derivative):
+    def take(layer, x):
+        def loss(original):
+            parameters = {"parametrizations.weight.original": original}
+            return functional_call(layer, parameters, (x,)).square().sum()
+
+        original = layer.parametrizations.weight.original.detach()
+        return derivative(loss, original, vectorize=True)
+
+    return take
+
+
+@pytest.mark.parametrize(
+    "derivative",
+    [
+        batched_gradients,
+        of_the_original(torch.autograd.functional.jacobian),
+        of_the_original(torch.autograd.functional.hessian),
+    ],
+    ids=["gradients", "jacobian", "hessian"],
+)
+def test_many_gradients_at_a_time(derivative):
+    layer = spectral_norm(nn.Linear(5, 4)).eval()
+    twin = nn.utils.parametrizations.spectral_norm(nn.Linear(5, 4)).eval()
+    twin.load_state_dict(layer.state_dict())
+    x = torch.randn(3, 5)
+    torch.testing.assert_close(derivative(layer, x), derivative(twin, x), rtol=1e-4, atol=1e-5)

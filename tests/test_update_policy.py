@@ -6,7 +6,7 @@ import pickle
 import pytest
 import torch
 from torch import nn
-from torch.nn.utils import parametrize
+from torch.nn.utils import parameters_to_vector, parametrize, vector_to_parameters
 from torch.utils.checkpoint import checkpoint
 
 from snorm_triton import apply_spectral_norm, spectral_norm
@@ -235,3 +235,30 @@ def test_an_unknown_policy_is_refused():
     with pytest.raises(ValueError, match="power_iter must be one of access, update, got 'step'"):
         spectral_norm(layer, power_iter="step")
     assert not parametrize.is_parametrized(layer)
+
+
+def test_weights_that_lie_where_others_lay_are_new_weights():
+    """As vector_to_parameters gives them: neither identity, version nor address tells."""
+    for size in range(8, 72, 4):
+        layer = spectral_norm(nn.Linear(size, size, bias=False), power_iter="update")
+        parametrization = layer.parametrizations.weight[0]
+        parameters = list(layer.parameters())
+        vector = parameters_to_vector(parameters).clone()
+        vector_to_parameters(vector.clone(), parameters)
+        assert layer.weight is not None
+        vector_to_parameters(5 * vector, parameters)
+        vector_to_parameters(2 * vector, parameters)
+        expected = iterated(layer)
+        assert layer.weight is not None
+        assert torch.equal(parametrization._u, expected), size
+
+
+@pytest.mark.parametrize("compiled", [True, False])
+def test_a_weight_that_is_assigned_is_iterated_for(layer, compiled):
+    access = torch.compile(layer, backend="aot_eager") if compiled else layer
+    x = torch.randn(2, 6)
+    access(x)
+    layer.weight = 3 * torch.randn(4, 6)
+    expected = iterated(layer)
+    access(x)
+    torch.testing.assert_close(u_of(layer), expected)

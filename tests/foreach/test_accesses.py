@@ -146,3 +146,27 @@ def test_foreach_must_be_true_false_or_none(foreach):
         apply_spectral_norm(model, foreach=foreach)
     assert not parametrize.is_parametrized(model.first)
     assert not hooks_of(model)
+
+
+def test_a_weight_changed_in_place_is_not_served_again():
+    class Changing(Model):
+        def forward(self, x):
+            self.first.weight.mul_(2)
+            return self.first.weight
+
+    model = normalized(Changing()).eval()
+    expected = model.first.weight
+    with pytest.warns(UserWarning, match="changed in place"):
+        assert torch.equal(model(torch.randn(3, 6)), expected)
+
+
+def test_without_grad_it_has_no_graph():
+    class Watched(Model):
+        def forward(self, x):
+            with torch.no_grad():
+                self.seen = self.first.weight
+            return super().forward(x)
+
+    model = normalized(Watched())
+    model(torch.randn(3, 6))
+    assert not model.seen.requires_grad

@@ -5,9 +5,11 @@ import contextlib
 import pytest
 import torch
 from torch import nn
+from torch.nn.utils import parametrize
 from torch.nn.utils.parametrizations import spectral_norm as torch_spectral_norm
+from torch.nn.utils.parametrizations import weight_norm
 
-from snorm_triton import spectral_norm
+from snorm_triton import apply_spectral_norm, spectral_norm
 from whole_models import Model, assert_alike, iterations, pair, state_of
 
 
@@ -139,3 +141,17 @@ def test_a_stacked_normalization_is_left_to_its_accesses():
         lambda: seen.extend(each.prepared for each in together.first.parametrizations.weight),
     )
     assert seen == [None, None]
+
+
+@pytest.mark.parametrize("exclude_names", [(), "0"])
+@pytest.mark.parametrize("foreach", [None, True, False])
+def test_beside_and_on_top_of_weight_norm(foreach, exclude_names):
+    torch.manual_seed(0)
+    model = nn.Sequential(weight_norm(nn.Conv1d(1, 4, 3)), nn.Conv1d(4, 1, 3))
+    apply_spectral_norm(model, foreach=foreach, exclude_names=exclude_names).eval()
+    normalized = [parametrize.is_parametrized(layer) for layer in model]
+    assert normalized == [True, True]
+    norms = [torch.linalg.matrix_norm(layer.weight.flatten(1), 2).item() for layer in model]
+    model(torch.randn(1, 1, 9)).sum().backward()
+    assert abs(norms[1] - 1) < 0.1
+    assert (abs(norms[0] - 1) < 0.1) == (not exclude_names)

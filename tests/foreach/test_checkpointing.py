@@ -4,6 +4,7 @@ import copy
 
 import pytest
 import torch
+from torch import nn
 from torch.utils.checkpoint import checkpoint
 
 from whole_models import (
@@ -103,3 +104,73 @@ def test_an_evaluated_layer_recomputes_with_averaged_vectors_too(use_reentrant):
         output.square().sum().backward()
         grads.append(original.grad)
     assert torch.equal(*grads)
+
+
+@pytest.mark.parametrize("use_reentrant", [True, False])
+@pytest.mark.parametrize("foreach", [True, False])
+def test_two_forwards_in_one_checkpoint(use_reentrant, foreach):
+    """As D(real) and D(fake): the second recomputes what the second took."""
+    model = normalized(Model(), foreach=foreach)
+    plain = copy.deepcopy(model)
+    inputs = [torch.randn(3, 6, requires_grad=True)]
+    inputs.append(inputs[0].detach().clone().requires_grad_())
+
+    def both(each):
+        return lambda x: each(x).tanh() + each(2 * x).tanh()
+
+    checkpoint(both(model), inputs[0], use_reentrant=use_reentrant).sum().backward()
+    both(plain)(inputs[1]).sum().backward()
+    torch.testing.assert_close(inputs[0].grad, inputs[1].grad)
+    assert_same_gradients(model, plain)
+    assert_same_state(model, plain)
+
+
+TRANSFORMED = {
+    "jvp": lambda layer, x: torch.func.jvp(layer, (x,), (torch.ones_like(x),))[1],
+    "vmap": lambda layer, x: torch.func.vmap(layer)(x),
+}
+
+
+@pytest.mark.filterwarnings("ignore:.*torch.jit")  # as torch imports itself
+@pytest.mark.parametrize("transform", TRANSFORMED)
+@pytest.mark.parametrize("foreach", [True, False])
+def test_a_transform_inside_a_checkpoint(transform, foreach):
+    class Transformed(Model):
+        def forward(self, x):
+            return checkpoint(TRANSFORMED[transform], self.last, self.first(x), use_reentrant=False)
+
+    class Plain(Model):
+        def forward(self, x):
+            return TRANSFORMED[transform](self.last, self.first(x))
+
+    model, plain = (normalized(each, foreach=foreach) for each in (Transformed(), Plain()))
+    plain.load_state_dict(model.state_dict())
+    x = torch.randn(3, 6)
+    for each in (model, plain):
+        each(x).square().sum().backward()
+    original, reference = (each.last.parametrizations.weight.original for each in (model, plain))
+    torch.testing.assert_close(original.grad, reference.grad)
+    assert_same_state(model, plain)
+
+
+@pytest.mark.parametrize("foreach", [True, False])
+def test_complex_weights_inside_a_checkpoint(foreach):
+    class Layer(nn.Module):
+        def __init__(self, checkpointed):
+            super().__init__()
+            self.layer = nn.Linear(4, 4, dtype=torch.complex64)
+            self.checkpointed = checkpointed
+
+        def forward(self, x):
+            return (
+                checkpoint(self.layer, x, use_reentrant=False)
+                if self.checkpointed
+                else self.layer(x)
+            )
+
+    model, plain = (normalized(Layer(each), foreach=foreach) for each in (True, False))
+    plain.load_state_dict(model.state_dict())
+    x = torch.randn(3, 4, dtype=torch.complex64)
+    for each in (model, plain):
+        each(x).abs().sum().backward()
+    assert_same_gradients(model, plain)
