@@ -63,7 +63,7 @@ def normalize(request: Request) -> SpectralNormalized:
     weight, dim, dtype = request.weight, request.dim, request.dtype
     check(weight, request.backend)
     assert isinstance(weight, DTensor)
-    layout, shard = Layout(weight, dim), weight.to_local()
+    layout, shard = Layout(weight, dim), cast(Tensor, _Shard.apply(weight))
     dense, view = layout.in_memory(shard.detach())
     # Every product of a matrix and a vector is in the dtype of u and v, whatever autocast says.
     kind = dense.device.type
@@ -87,15 +87,18 @@ def normalize(request: Request) -> SpectralNormalized:
         sigma = differentiable_sigma(sigma, shard, direction[0], direction[1].conj(), dim)
     else:
         shard_sn = rescale(dense, sigma, dtype)
-    weight_sn = DTensor.from_local(
-        shard_sn,
+    return SpectralNormalized(_sharded_as(weight, shard_sn), u, v, sigma)
+
+
+def _sharded_as(weight: DTensor, shard: Tensor) -> Tensor:
+    return DTensor.from_local(
+        shard,
         weight.device_mesh,
         weight.placements,
         run_check=False,
         shape=weight.shape,
         stride=weight.stride(),
     )
-    return SpectralNormalized(weight_sn, u, v, sigma)
 
 
 def broadcast(mesh: DeviceMesh, *tensors: Tensor, source: int = 0) -> None:
@@ -202,6 +205,19 @@ def _estimate(
         good = (sigma > 0) & (sigma < float("inf"))
         u, v = torch.where(good, t, u), torch.where(good, s, v)
     return u, v, sigma.to(u.dtype)
+
+
+class _Shard(torch.autograd.Function):
+    """weight -> its shard, and back; torch 2.11's own takes the shards of a gradient to be even."""
+
+    @staticmethod
+    def forward(ctx: Any, weight: DTensor) -> Tensor:
+        ctx.weight = weight.detach()
+        return weight.to_local()
+
+    @staticmethod
+    def backward(ctx: Any, grad: Tensor) -> Tensor:
+        return _sharded_as(ctx.weight, grad)
 
 
 class _Sum(torch.autograd.Function):
