@@ -59,7 +59,7 @@ def test_the_accesses_between_two_steps_share_an_iteration(layer, optimizer):
         optimizer.zero_grad()
 
 
-@pytest.mark.filterwarnings("ignore:.*torch.jit.*:DeprecationWarning")
+@pytest.mark.filterwarnings("ignore:.*torch.jit")
 def test_a_compiled_step_counts(layer):
     torch.compiler.reset()
     optimizer = torch.optim.SGD(layer.parameters(), lr=0.1)
@@ -204,7 +204,7 @@ def train(forward, model, steps=3):
     return gradients + [buffer.clone() for buffer in model.state_dict().values()]
 
 
-@pytest.mark.filterwarnings("ignore:.*torch.jit.*:DeprecationWarning")  # as torch imports itself
+@pytest.mark.filterwarnings("ignore:.*torch.jit")  # as torch imports itself
 @pytest.mark.parametrize("foreach", [False, True], ids=["each", "foreach"])
 @pytest.mark.parametrize("way", WAYS)
 def test_recomputed_and_compiled_forwards_give_the_plain_gradients_bit_for_bit(way, foreach):

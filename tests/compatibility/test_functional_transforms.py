@@ -9,7 +9,7 @@ from torch.autograd import forward_ad
 from torch.func import functional_call, grad, hessian, jvp, stack_module_state, vmap
 
 # torch scripts its own decompositions at the first forward derivative.
-forward_mode = pytest.mark.filterwarnings("ignore:.torch.jit.script:DeprecationWarning")
+forward_mode = pytest.mark.filterwarnings("ignore:.*torch.jit")
 MODES = pytest.mark.parametrize("training", [True, False], ids=["train", "eval"])
 
 
