@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Any, NamedTuple
 
 import torch
@@ -85,7 +85,7 @@ class _Rescale(_SingleLevelFunction):
         grad_weights: Sequence[Tensor | None]
         if torch.compiler.is_compiling() or transforms.taken_of(given):
             grad_weights = [
-                _gradient_in_torch(grad, estimate)
+                _transformed_gradient(grad, estimate)
                 for grad, estimate in zip(given, estimates, strict=True)
             ]
         elif torch.is_grad_enabled():  # the gradient itself is to be differentiated
@@ -149,16 +149,31 @@ def rescale_backward(
     return [ops.rescale_backward(*call) for call in calls]
 
 
-def _gradient_in_torch(grad: Tensor, estimate: Estimate) -> Tensor:
-    """As :func:`rescale_backward`, in torch's own operations, which any transform takes."""
+def _transformed_gradient(grad: Tensor, estimate: Estimate) -> Tensor:
     weight, version, _, dim, u, v, _ = estimate
     if not torch.compiler.is_compiling() and weight._version != version:
         raise _modified(weight)
+    return gradient_in_torch(grad, weight, u, v, dim)
+
+
+def gradient_in_torch(
+    grad: Tensor,
+    weight: Tensor,
+    u: Tensor,
+    v: Tensor,
+    dim: int,
+    sum_over_shards: Callable[[Tensor], Tensor] = lambda whole: whole,
+) -> Tensor:
+    """As :func:`snorm_triton.eager.rescale_backward`, differentiable in ``grad`` and ``weight``.
+
+    In torch's own operations, which any transform takes.
+    """
     wide, wide_grad = in_dtype_of(weight, u), in_dtype_of(grad, u)
     direction = outer(u, v, weight.shape, dim)
-    sigma = (direction * wide).sum()
+    sigma = sum_over_shards((direction * wide).sum())
+    inner = sum_over_shards((wide_grad * wide).sum())
     divisor = nonzero(sigma)
-    along = torch.where(sigma == divisor, (wide_grad * wide).sum() / divisor, 0)
+    along = torch.where(sigma == divisor, inner / divisor, 0)
     return ((wide_grad - along * direction) / divisor).to(weight.dtype)
 
 

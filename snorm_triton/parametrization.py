@@ -176,7 +176,7 @@ class SpectralNormParametrization(SingularVectors):
             return self._serve(prepared, weight)
         is_compiling = torch.compiler.is_compiling()
         may_be_replay = not is_compiling and recomputation.is_possible()
-        if may_be_replay:
+        if may_be_replay:  # in two branches: the usual one enters no context
             with recomputation.unseen():
                 request = self.request(weight, is_compiling, may_be_replay)
                 normalized = normalize(request)

@@ -20,7 +20,7 @@ from torch.distributed.device_mesh import DeviceMesh
 from torch.distributed.tensor import DTensor, Shard
 
 from . import eager, recomputation
-from .autograd import differentiable_sigma, outer
+from .autograd import differentiable_sigma, gradient_in_torch, outer
 from .dispatch import operations
 from .eager import in_dtype_of, nonzero
 from .matrix_view import MatrixView, in_matrix_layout, like_weight
@@ -254,7 +254,8 @@ class _Rescaled(torch.autograd.Function):
         shard, u, v, sigma = ctx.saved_tensors
         layout, view = ctx.layout, ctx.view
         if torch.is_grad_enabled():  # the gradient itself is to be differentiated
-            grad_shard = _gradient_in_torch(layout, grad, shard, u, v)
+            total = partial(_Sum.apply, layout)
+            grad_shard = gradient_in_torch(grad, shard, u, v, layout.dim, total)
         else:
             dense, _ = layout.in_memory(shard)
             grad = like_weight(grad, dense, view, layout.dim)
@@ -270,14 +271,3 @@ def _rescale_in_torch(
     direction = outer(u.conj(), v, shard.shape, layout.dim)
     sigma: Tensor = _Sum.apply(layout, (direction * wide).sum())
     return (wide / nonzero(sigma)).to(dtype)
-
-
-def _gradient_in_torch(layout: Layout, grad: Tensor, shard: Tensor, u: Tensor, v: Tensor) -> Tensor:
-    """As :func:`snorm_triton.eager.rescale_backward`, differentiable in ``grad`` and ``shard``."""
-    wide, wide_grad = in_dtype_of(shard, u), in_dtype_of(grad, u)
-    direction = outer(u, v, shard.shape, layout.dim)
-    sigma: Tensor = _Sum.apply(layout, (direction * wide).sum())
-    inner: Tensor = _Sum.apply(layout, (wide_grad * wide).sum())
-    divisor = nonzero(sigma)
-    along = torch.where(sigma == divisor, inner / divisor, 0)
-    return ((wide_grad - along * direction) / divisor).to(shard.dtype)
