@@ -129,17 +129,49 @@ INTERPRETED = (
 )
 
 
-# cuDNN says so of any LSTM whose weights are computed.
-ON_GPU = (pytest.mark.gpu, pytest.mark.filterwarnings("ignore:RNN module weights:UserWarning"))
+# What torch says of itself on a GPU, of any code.
+TORCH_WARNS_ON_GPU = (
+    # cuDNN, of any LSTM whose weights are computed
+    "ignore:RNN module weights:UserWarning",
+    # the first product of a thread, such as autograd's
+    "ignore:Attempting to run cuBLAS, but there was no current CUDA context:UserWarning",
+    # inductor, where float32 is computed in float32
+    "ignore:TensorFloat32 tensor cores:UserWarning",
+)
 # The kernels take a small weight in one launch, and by another way in several: the tests, whose
 # weights are small, run both.
 BACKENDS = [
     "torch",
     pytest.param("triton", marks=INTERPRETED, id="triton"),
     pytest.param("triton large", marks=INTERPRETED, id="triton-large"),
-    pytest.param("gpu", marks=ON_GPU, id="triton-on-gpu"),
-    pytest.param("gpu large", marks=ON_GPU, id="triton-large-on-gpu"),
+    pytest.param("gpu", marks=pytest.mark.gpu, id="triton-on-gpu"),
+    pytest.param("gpu large", marks=pytest.mark.gpu, id="triton-large-on-gpu"),
 ]
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    for item in items:
+        if item.get_closest_marker("gpu"):
+            for warning in TORCH_WARNS_ON_GPU:
+                item.add_marker(pytest.mark.filterwarnings(warning))
+
+
+@pytest.fixture(autouse=True)
+def exact_convolutions(request: pytest.FixtureRequest) -> Iterator[None]:
+    """On a GPU convolutions are those of float32, and the same at every call."""
+    if request.node.get_closest_marker("gpu") is None:
+        yield
+        return
+    with torch.backends.cudnn.flags(enabled=True, deterministic=True, allow_tf32=False):
+        yield
+
+
+@pytest.fixture
+def cuda() -> torch.device:
+    """For what other accelerators do not have: streams to capture, replicas."""
+    if not torch.cuda.is_available():
+        pytest.skip("only CUDA and ROCm have what this test uses")
+    return torch.device("cuda")
 
 
 @pytest.fixture(params=BACKENDS)
@@ -153,11 +185,12 @@ def backend(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> 
     device = torch.accelerator.current_accelerator(check_available=True)
     if device is None:
         pytest.fail("the tests marked gpu need a GPU that torch can use")
-    torch.backends.cudnn.allow_tf32 = False
     torch.set_default_device(device)
-    torch.manual_seed(0)
-    yield "triton"
-    torch.set_default_device(None)
+    try:
+        torch.manual_seed(0)
+        yield "triton"
+    finally:
+        torch.set_default_device(None)
 
 
 @pytest.fixture(autouse=True)
@@ -183,10 +216,12 @@ def four_ranks() -> Iterator[World]:
 def nan_filled_memory() -> Iterator[None]:
     """Fresh memory holds NaN, so that an element nobody writes is seen."""
     torch.use_deterministic_algorithms(True)
-    assert torch.utils.deterministic.fill_uninitialized_memory
-    assert torch.empty(3).isnan().all()
-    yield
-    torch.use_deterministic_algorithms(False)
+    try:
+        assert torch.utils.deterministic.fill_uninitialized_memory
+        assert torch.empty(3).isnan().all()
+        yield
+    finally:
+        torch.use_deterministic_algorithms(False)
 
 
 @pytest.fixture

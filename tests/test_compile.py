@@ -275,6 +275,7 @@ def test_on_a_device_the_flag_chooses_between_a_new_and_the_last_state(monkeypat
 
 
 @pytest.mark.gpu
+@pytest.mark.usefixtures("cuda")
 @pytest.mark.parametrize("power_iter", ["access", "update"])
 def test_graphs_of_a_gpu_replay_what_eager_code_computes(foreach, power_iter):
     model, plain = (discriminator(foreach=foreach, power_iter=power_iter).cuda() for _ in range(2))
@@ -293,10 +294,12 @@ def test_graphs_of_a_gpu_replay_what_eager_code_computes(foreach, power_iter):
 
 
 @pytest.mark.gpu
+@pytest.mark.usefixtures("cuda")
 def test_a_captured_step_replays_what_eager_code_computes():
     model, plain = (discriminator(foreach=True).cuda() for _ in range(2))
     x = images(4).cuda()
     side = torch.cuda.Stream()
+    side.wait_stream(torch.cuda.current_stream())
     with torch.cuda.stream(side):
         for _ in range(3):
             gradients(model(x).square().sum(), model)

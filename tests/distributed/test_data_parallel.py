@@ -74,6 +74,7 @@ def test_compiled_ddp(two_ranks, foreach):
 
 
 @pytest.mark.gpu
+@pytest.mark.usefixtures("cuda")
 @pytest.mark.parametrize("foreach", [False, True], ids=["one-by-one", "foreach"])
 def test_data_parallel(foreach):
     devices = list(range(torch.cuda.device_count()))

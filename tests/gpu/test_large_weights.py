@@ -1,5 +1,8 @@
 """Weights of real size on a GPU, where every program takes many tiles; no synchronization."""
 
+import warnings
+from contextlib import contextmanager
+
 import pytest
 import torch
 import torch.nn.functional as F
@@ -71,15 +74,28 @@ def test_evaluation_matches_the_reference(name, backend, relative_error):
     assert relative_error(ours.weight_sn, expected.weight_sn) < 1e-6
 
 
+def set_sync_debug_mode(mode):
+    with warnings.catch_warnings():
+        warnings.filterwarnings("ignore", "Synchronization debug mode is a prototype", UserWarning)
+        torch.cuda.set_sync_debug_mode(mode)
+
+
+@contextmanager
+def synchronization_refused():
+    before = torch.cuda.get_sync_debug_mode()
+    try:
+        set_sync_debug_mode("error")
+        yield
+    finally:
+        set_sync_debug_mode(before)
+
+
+@pytest.mark.usefixtures("cuda")
 @pytest.mark.parametrize("backend", ["gpu"], indirect=True)
 def test_nothing_synchronizes_with_the_host(backend):
     layer = spectral_norm(nn.Conv2d(64, 64, 3), backend=backend)
     layer.weight.square().sum().backward()
-    before = torch.cuda.get_sync_debug_mode()
-    torch.cuda.set_sync_debug_mode("error")
-    try:
+    with synchronization_refused():
         layer.weight.square().sum().backward()
         layer.eval()
         _ = layer.weight
-    finally:
-        torch.cuda.set_sync_debug_mode(before)
