@@ -29,6 +29,11 @@ class Case:
             module = module.to(memory_format=torch.channels_last)
         return module.train()
 
+    def elements(self) -> int:
+        """Of all its parameters; nothing is allocated."""
+        with torch.device("meta"):
+            return sum(parameter.numel() for parameter in self.build().parameters())
+
 
 def conv2d_1024() -> nn.Module:
     return nn.Conv2d(1024, 1024, 3)

@@ -1,12 +1,20 @@
 from __future__ import annotations
 
+import json
+from collections.abc import Iterator
+from datetime import datetime
+from pathlib import Path
+
 import pytest
 import torch
+from pytest_benchmark.fixture import BenchmarkFixture
 
-from bench.cases import LAYERS, MODELS
+from bench.cases import LAYERS, MODELS, Case
 from bench.compare import recorded
+from bench.conditions import tree
 from bench.device import device_name, find_gpu
 from bench.training import TRAININGS
+from bench.variants import ALL, CHOICES
 
 
 def pytest_addoption(parser: pytest.Parser) -> None:
@@ -15,6 +23,14 @@ def pytest_addoption(parser: pytest.Parser) -> None:
     group.addoption("--dtype", help="float32, bfloat16 or both; default: float32, on a GPU both")
     group.addoption("--seconds", type=float, help="for each benchmark; default: 6, on a GPU 2")
     group.addoption("--no-compiled", action="store_true", help="leave torch.compile out")
+    group.addoption(
+        "--variants",
+        choices=CHOICES,
+        default=ALL,
+        help="eager, or what a compiler and a graph make of ours and of torch's; default: all",
+    )
+    group.addoption("--largest-first", action="store_true", help="large weights before small ones")
+    group.addoption("--rows", type=Path, help="append each row to this file once it is measured")
     group.addoption("--recorded", action="store_true", help="refuse a device without a result")
 
 
@@ -52,14 +68,37 @@ def seconds(pytestconfig: pytest.Config, device: torch.device) -> float:
 
 
 @pytest.fixture(scope="session")
-def compiled(pytestconfig: pytest.Config) -> bool:
+def variants(pytestconfig: pytest.Config) -> str:
+    return pytestconfig.getoption("--variants")
+
+
+@pytest.fixture(scope="session")
+def compiles(pytestconfig: pytest.Config) -> bool:
     return not pytestconfig.getoption("--no-compiled")
+
+
+@pytest.fixture(autouse=True)
+def appended_row(benchmark: BenchmarkFixture, pytestconfig: pytest.Config) -> Iterator[None]:
+    """Whatever becomes of the run, the rows that were measured are there."""
+    yield
+    file = pytestconfig.getoption("--rows")
+    if file and benchmark.extra_info:
+        row = {"datetime": datetime.now().isoformat(), **tree(), **benchmark.extra_info}
+        with file.open("a") as rows:
+            rows.write(json.dumps(row) + "\n")
+
+
+def ordered(cases: tuple[Case, ...], config: pytest.Config) -> list[Case]:
+    if not config.getoption("--largest-first"):
+        return list(cases)
+    return sorted(cases, key=Case.elements, reverse=True)
 
 
 def pytest_generate_tests(metafunc: pytest.Metafunc) -> None:
     on_cpu = chosen_device(metafunc.config).type == "cpu"
     trainings = [training for training in TRAININGS if not (on_cpu and training.gpu_only)]
-    for argument, cases in (("layer", LAYERS), ("model", MODELS), ("training", trainings)):
+    layers, models = (ordered(cases, metafunc.config) for cases in (LAYERS, MODELS))
+    for argument, cases in (("layer", layers), ("model", models), ("training", trainings)):
         if argument in metafunc.fixturenames:
             ids = [case.name.replace(" ", "-") for case in cases]
             metafunc.parametrize(argument, cases, ids=ids)

@@ -1,10 +1,9 @@
-"""Which device the benchmarks run on; `python -m bench.device` names the GPU or refuses."""
+"""Which device the benchmarks run on, what it is called, and what else runs beside them."""
 
 from __future__ import annotations
 
 import os
 import platform
-import sys
 from pathlib import Path
 
 import torch
@@ -39,14 +38,3 @@ def cpu_seconds_of_others() -> float | None:
     user, nice, system, _, _, irq, softirq = map(int, stat.read_text().split(maxsplit=8)[1:8])
     everyone = (user + nice + system + irq + softirq) / os.sysconf("SC_CLK_TCK")
     return everyone - sum(os.times()[:4])
-
-
-def main() -> None:
-    gpu = find_gpu()
-    if gpu is None:
-        sys.exit("make gpu needs a CUDA, ROCm or XPU device, and torch reports none here.")
-    print(f"running on {device_name(gpu)}")
-
-
-if __name__ == "__main__":
-    main()

@@ -3,8 +3,6 @@
 from __future__ import annotations
 
 import gc
-import os
-import platform
 from collections.abc import Callable, Mapping
 from functools import partial
 from time import perf_counter
@@ -15,16 +13,12 @@ from pytest_benchmark.fixture import BenchmarkFixture
 from torch import nn
 
 import snorm_triton
-from bench.device import cpu_seconds_of_others, device_name, synchronize
+from bench.conditions import conditions
+from bench.device import cpu_seconds_of_others, synchronize
 from bench.memory import memory_of
 from bench.normalizations import LEGACY, NEW
 from bench.rotation import Rotation
 from bench.variants import GRAPHED, NEW_COMPILED, Run
-
-try:
-    from triton import __version__ as triton_version
-except ImportError:
-    triton_version = "none"
 
 # What may keep a baseline from running here, to be reported. Any other error fails the benchmark,
 # and so does every error of a variant that is not listed: ours, the copy, no normalization.
@@ -38,31 +32,28 @@ REPORTED: dict[str, type[Exception]] = {
 Builders = Mapping[str, Callable[[], Run]]
 
 
-def build(builders: Builders, device: torch.device) -> tuple[dict[str, Run], dict[str, str]]:
-    """The variants that run here, and of the baselines that do not the error each one raised."""
+def build(
+    builders: Builders, device: torch.device, deferred: list[Exception] | None = None
+) -> tuple[dict[str, Run], dict[str, str]]:
+    """The variants that run here, and of those that do not the error each one raised.
+
+    An error that is not to be expected is raised, or added to `deferred` to be raised later.
+    """
     runs, errors = {}, {}
     for name, builder in builders.items():
         try:
             run = builder()
             run()
             synchronize(device)
-        except REPORTED.get(name, ()) as error:
+        except Exception as error:
+            if not isinstance(error, REPORTED.get(name, ())):
+                if deferred is None:
+                    raise
+                deferred.append(error)
             errors[name] = f"{type(error).__name__}: {error}"[:500]
         else:
             runs[name] = run
     return runs, errors
-
-
-def conditions(device: torch.device) -> dict[str, Any]:
-    return {
-        "device": device_name(device),
-        "processors": os.cpu_count(),
-        "torch": torch.__version__,
-        "triton": triton_version,
-        "python": platform.python_version(),
-        "snorm_triton": snorm_triton.__version__,
-        "SNORM_TRITON_BACKEND": os.environ.get("SNORM_TRITON_BACKEND", ""),
-    }
 
 
 def subject(model: nn.Module) -> dict[str, Any]:
@@ -87,9 +78,10 @@ def measure(
     row: dict[str, Any],
     device: torch.device,
     seconds: float,
+    deferred: list[Exception] | None = None,
 ) -> None:
     """Adds to the benchmark's `extra_info` the row of the result."""
-    runs, errors = build(builders, device)
+    runs, errors = build(builders, device, deferred)
     rotation = Rotation(runs, partial(synchronize, device))
     rounds = rotation.calibrate(seconds)
     gc.collect()

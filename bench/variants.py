@@ -12,8 +12,12 @@ from torch import Tensor, nn
 from bench.cases import Case
 from bench.normalizations import LEGACY, NEW, NORMALIZATIONS, layers_of, raw_weights
 
-COPY, NEW_COMPILED = "copy", "torch new, compiled"
-GRAPHED = "{}, CUDA graph"
+COPY = "copy"
+COMPILES, GRAPHED = "{}, compiled", "{}, CUDA graph"
+NEW_COMPILED = COMPILES.format(NEW)
+# Which of them a run measures: accesses in eager mode, or beside ours in eager mode what a compiler
+# or a graph makes of them, or all in one row, where only torch's is compiled.
+EAGER, COMPILED, ALL = CHOICES = ("eager", "compiled", "all")
 
 Run = Callable[[], object]
 
@@ -79,7 +83,7 @@ def access(setting: Setting, normalization: str, compiled: bool = False) -> Run:
 
 
 def compiled_access(setting: Setting, normalization: str) -> Run:
-    torch.compiler.reset()
+    torch.compiler.reset()  # what was compiled for other rows counts towards a limit
     return access(setting, normalization, compiled=True)
 
 
@@ -103,14 +107,19 @@ def graphed_access(setting: Setting, normalization: str) -> Run:
 
 
 def builders(
-    setting: Setting, ours: tuple[str, ...], compiled: bool
+    setting: Setting, ours: tuple[str, ...], variants: str, compiles: bool = True
 ) -> dict[str, Callable[[], Run]]:
     """The variants by name, each to be built when its turn comes; the first of `ours` leads."""
+    eager = ours[:1] if variants == COMPILED else (*ours, NEW, LEGACY)
     chosen: dict[str, Callable[[], Run]] = {COPY: partial(copy, setting)}
-    for normalization in (*ours, NEW, LEGACY):
+    for normalization in eager:
         chosen[normalization] = partial(access, setting, normalization)
-    if compiled and setting.case.compiled:
+    if variants == EAGER:
+        return chosen
+    if compiles and setting.case.compiled:
         chosen[NEW_COMPILED] = partial(compiled_access, setting, NEW)
+        if variants == COMPILED:  # after torch's, so that no reset takes away what it compiled
+            chosen[COMPILES.format(ours[0])] = partial(access, setting, ours[0], compiled=True)
     if setting.device.type == "cuda":
         for normalization in (ours[0], NEW):
             chosen[GRAPHED.format(normalization)] = partial(graphed_access, setting, normalization)

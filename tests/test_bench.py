@@ -22,7 +22,19 @@ from bench.normalizations import (
 )
 from bench.rotation import Rotation
 from bench.training import NONE, TrainingCase, training_builders, training_step
-from bench.variants import COPY, GRAPHED, NEW_COMPILED, Setting, access, builders, copy
+from bench.variants import (
+    ALL,
+    COMPILED,
+    COMPILES,
+    COPY,
+    EAGER,
+    GRAPHED,
+    NEW_COMPILED,
+    Setting,
+    access,
+    builders,
+    copy,
+)
 from snorm_triton.gan.training import TrainingConfig
 
 CPU = torch.device("cpu")
@@ -71,7 +83,7 @@ def all_builders():
     chosen = training_builders(TrainingCase("small", 8, TrainingConfig()), CPU)
     for setting in settings:
         for ours in ((OURS,), (FOREACH, PER_LAYER)):
-            chosen |= builders(setting, ours, True)
+            chosen |= builders(setting, ours, ALL)
     return chosen
 
 
@@ -107,7 +119,7 @@ def test_a_benchmark_of_accesses_fails_with_ours(monkeypatch, name, ours):
     monkeypatch.setitem(NORMALIZATIONS, ours, failing_with(RuntimeError("no")))
     case = Case("small", partial(nn.Linear, 3, 4))
     with pytest.raises(RuntimeError, match="no"):
-        getattr(bench_access, name)(None, case, torch.float32, False, CPU, 0.1, False)
+        getattr(bench_access, name)(None, case, torch.float32, False, CPU, 0.1, EAGER, False)
 
 
 @pytest.mark.parametrize("ours", [FOREACH, PER_LAYER])
@@ -121,9 +133,31 @@ def test_a_benchmark_of_training_fails_with_ours(monkeypatch, ours):
 def test_compiled_only_where_the_case_and_the_caller_say_so():
     case = Case("small", partial(nn.Linear, 3, 4), compiled=True)
     setting = Setting(case, CPU, torch.float32, False)
-    added = set(builders(setting, (OURS,), True)) - set(builders(setting, (OURS,), False))
-    assert added == {NEW_COMPILED}
-    assert NEW_COMPILED not in builders(small(case.build), (OURS,), True)
+    every, without = (set(builders(setting, (OURS,), ALL, compiles)) for compiles in (True, False))
+    assert every - without == {NEW_COMPILED}
+    assert NEW_COMPILED not in builders(small(case.build), (OURS,), ALL)
+
+
+def test_eager_rows_hold_nothing_that_is_compiled_or_captured():
+    case = Case("small", partial(nn.Linear, 3, 4), compiled=True)
+    chosen = {
+        variants: list(builders(Setting(case, torch.device("cuda"), torch.float32, False), *rest))
+        for variants in (EAGER, COMPILED, ALL)
+        for rest in [((FOREACH, PER_LAYER), variants)]
+    }
+    graphs = [GRAPHED.format(name) for name in (FOREACH, NEW)]
+    assert chosen[EAGER] == [COPY, FOREACH, PER_LAYER, NEW, LEGACY]
+    assert chosen[COMPILED] == [COPY, FOREACH, NEW_COMPILED, COMPILES.format(FOREACH), *graphs]
+    assert chosen[ALL] == [*chosen[EAGER], NEW_COMPILED, *graphs]
+
+
+def test_what_fails_beside_a_compiler_is_reported_and_raised_later():
+    error, deferred = ValueError("no"), []
+    chosen = {COPY: lambda: list, COMPILES.format(OURS): failing_with(error)}
+    runs, errors = build(chosen, CPU, deferred)
+    assert list(runs) == [COPY]
+    assert errors == {COMPILES.format(OURS): "ValueError: no"}
+    assert deferred == [error]
 
 
 def test_counts_large_allocations_and_the_most_held():
