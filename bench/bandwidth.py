@@ -1,51 +1,68 @@
-"""How much of a copy's bandwidth our kernels reach: bytes counted, over the time measured."""
+"""How much of a copy's bandwidth our kernels reach: bytes counted, over the time measured.
+
+The bytes follow from the kernels alone, on any device. `make traffic TRAFFIC_ARGS=--save` counts
+them in Triton's interpreter; what reads them here needs neither.
+"""
 
 from __future__ import annotations
 
-from concurrent.futures import ThreadPoolExecutor
-from typing import TYPE_CHECKING
+import json
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
 
-from bench.cases import LAYERS, MODELS
 from bench.normalizations import FOREACH, OURS
 from bench.result import Result, Row
 from bench.variants import COPY
 
 if TYPE_CHECKING:
-    from bench.traffic import Subject
+    from bench.accesses import Launch
+
+COUNTS = Path(__file__).parent / "results" / "traffic.json"
+LEADERS = {"layer": OURS, "model": FOREACH}  # whose launches are counted
+Counts = dict[str, Any]
 
 
-def subject_of(row: Row) -> Subject | None:
-    """What the kernels were given in the row; None where no kernel ran, as on a CPU."""
-    if row["backend"] != "triton":
+def case_of(
+    suite: str, name: str, dtype: str, copy: int, operations: dict[str, list[Launch]]
+) -> dict[str, Any]:
+    """The bytes that a copy of a case moves, and that the launches of each operation must move."""
+    moved = {key: sum(launch.must for launch in each) for key, each in operations.items()}
+    return {"suite": suite, "case": name, "dtype": dtype, "copy": copy, "bytes": moved}
+
+
+def save_counts(path: Path, kernels: str, cases: list[dict[str, Any]]) -> None:
+    text = ",\n".join(json.dumps(case) for case in cases)
+    path.write_text(f'{{"kernels": "{kernels}", "cases": [\n{text}\n]}}\n')
+
+
+def load_counts(path: Path = COUNTS) -> Counts | None:
+    return json.loads(path.read_text()) if path.exists() else None
+
+
+def launched(row: Row) -> bool:
+    """Whether the row's times are of kernels that are counted; on a CPU none runs."""
+    return row["backend"] == "triton" and LEADERS.get(row["suite"]) == row["baseline"]
+
+
+def bandwidth_reached(row: Row, counts: Counts) -> float | None:
+    """The bytes that our launches must move in a second, over those that a copy moves."""
+    if not launched(row) or row.get("kernels") != counts["kernels"]:
         return None
-    from bench.traffic import Model, weight_of
-
-    layers = {case.name: case for case in LAYERS}
-    if row["suite"] == "layer" and row["baseline"] == OURS and row["case"] in layers:
-        return weight_of(layers[row["case"]], row["dtype"])
-    models = {case.name for case in MODELS}
-    if row["suite"] == "model" and row["baseline"] == FOREACH and row["case"] in models:
-        return Model(row["case"], row["dtype"])
+    identity = {key: row[key] for key in ("suite", "case", "dtype")}
+    for case in counts["cases"]:
+        if identity.items() <= case.items():
+            moved = sum(case["bytes"][operation] for operation in row["pass"].split(" + "))
+            return moved / case["copy"] * row["variants"][COPY]["ratio"]
     return None
 
 
-def count_ahead(result: Result) -> None:
-    """Count what every row needs, each in a process of its own."""
-    subjects = {subject_of(row) for row in result["rows"]} - {None}
-    if subjects:
-        from bench.traffic import traffic_of
-
-        with ThreadPoolExecutor() as pool:
-            list(pool.map(traffic_of, subjects))
-
-
-def bandwidth_reached(row: Row) -> float | None:
-    """The bytes that our launches must move in a second, over those that a copy moves."""
-    subject = subject_of(row)
-    if subject is None:
-        return None
-    from bench.traffic import copy_bytes, traffic_of
-
-    launches = traffic_of(subject)
-    moved = sum(launch.must for name in row["pass"].split(" + ") for launch in launches[name])
-    return moved / copy_bytes(subject) * row["variants"][COPY]["ratio"]
+def with_bandwidth(result: Result, counts: Counts | None) -> Result:
+    """The result with the bandwidth that its rows reached, where the bytes were counted."""
+    if counts is None:
+        return result
+    reached = [bandwidth_reached(row, counts) for row in result["rows"]]
+    rows = [
+        row if each is None else {**row, "bandwidth": each}
+        for row, each in zip(result["rows"], reached, strict=True)
+    ]
+    return {**result, "rows": rows}

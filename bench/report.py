@@ -1,7 +1,8 @@
-"""A run of the benchmarks as Markdown tables and a chart.
+"""A run of the benchmarks as Markdown tables and a chart, from what it saved alone.
 
 python -m bench.report RUN.json                      print the tables
 python -m bench.report RUN.json RUN.json             of several runs the medians
+python -m bench.report FOLDER                        of `make gpu`, with steps and tests
 python -m bench.report RUN.json --results FOLDER     also write <device name>.json, .md, .png there
 """
 
@@ -9,12 +10,24 @@ from __future__ import annotations
 
 import argparse
 import json
+import sys
 from pathlib import Path
 
-from bench.bandwidth import count_ahead, subject_of
+from bench.bandwidth import launched, load_counts, with_bandwidth
 from bench.chart import draw
 from bench.normalizations import LEGACY, NEW
-from bench.result import SUITES, Result, file_name, load, mean_ratio, pool, rows_of, values
+from bench.result import (
+    COMPILED_SUITES,
+    SUITES,
+    Result,
+    file_name,
+    mean_ratio,
+    pool,
+    rows_of,
+    values,
+)
+from bench.run_tables import overhead_table, steps_table, tests_section
+from bench.saved import load
 from bench.tables import access_tables, company, table, training_table
 from bench.variants import COPY, NEW_COMPILED
 
@@ -22,29 +35,36 @@ from bench.variants import COPY, NEW_COMPILED
 def head(result: Result) -> str:
     backend = result["SNORM_TRITON_BACKEND"] or "not set"
     commit = result["commit"][:12] + (" with changes" if result["uncommitted_changes"] else "")
-    rounds = [row["rounds"] for row in result["rows"]]
-    runs = {row.get("runs", 1) for row in result["rows"]}
-    several = ""
-    if runs != {1}:
-        span = " to ".join(str(each) for each in sorted({min(runs), max(runs)}))
-        several = f" All that in {span} runs, each a process of its own, and medians over them."
-    reached = ""
-    if any(map(subject_of, result["rows"])):
-        reached = ", and how much of their bandwidth the bytes that our kernels must move make"
     return f"""# Spectral normalization, measured
 
 {result["device"]}; snorm_triton {result["snorm_triton"]} ({commit}), torch {result["torch"]}, \
 triton {result["triton"]}, Python {result["python"]}; SNORM_TRITON_BACKEND {backend}; \
 {result["datetime"][:10]}.
+"""
 
-All variants of a row were timed in one run, in turns and in a new order each round \
+
+def method(result: Result) -> str:
+    """How the rows were measured, and what stands in their cells."""
+    if not result["rows"]:
+        return ""
+    rounds = [row["rounds"] for row in result["rows"]]
+    runs = {row.get("runs", 1) for row in result["rows"]}
+    several = reached = uncounted = ""
+    if runs != {1}:
+        span = " to ".join(str(each) for each in sorted({min(runs), max(runs)}))
+        several = f" All that in {span} runs, each a process of its own, and medians over them."
+    if any("bandwidth" in row for row in result["rows"]):
+        reached = ", and how much of their bandwidth the bytes that our kernels must move make"
+    elif any(map(launched, result["rows"])):
+        uncounted = " The bytes that these kernels move were not counted."
+    return f"""All variants of a row were timed in one run, in turns and in a new order each round \
 ({min(rounds)} to {max(rounds)} rounds), after a warm-up. A time is the host's, with the device \
 synchronised before and after a block of accesses of the same weights (so a small weight stays in \
 cache), divided by their number; medians over the rounds. In brackets the time over that of ours: \
 the ratio of the medians, then the quartiles of the ratios round by round.{several} `{COPY}` \
 copies the weights into existing buffers, in every table; beside ours stands its time in such \
-copies{reached}. Compiling takes seconds a layer: `{NEW_COMPILED}` is measured in some rows only. \
-An empty cell was not measured.
+copies{reached}.{uncounted} Compiling takes seconds a layer: `{NEW_COMPILED}` is measured in some \
+rows only. An empty cell was not measured.
 """
 
 
@@ -80,11 +100,14 @@ def failures(result: Result) -> str:
 
 
 def markdown(result: Result) -> str:
-    count_ahead(result)
-    sections = [head(result), company(result), means(result)]
+    sections = [head(result), steps_table(result), tests_section(result), method(result)]
+    sections += [company(result), means(result)]
     for suite in SUITES:
         sections += access_tables(result, suite)
-    sections += [training_table(result), failures(result)]
+    sections += [training_table(result), overhead_table(result)]
+    for suite in COMPILED_SUITES:
+        sections += access_tables(result, suite)
+    sections.append(failures(result))
     return "\n".join(section for section in sections if section)
 
 
@@ -104,12 +127,19 @@ def save(result: Result, folder: Path) -> list[Path]:
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument(
-        "runs", type=Path, nargs="+", help="what --benchmark-json wrote, or a saved result"
+        "runs",
+        type=Path,
+        nargs="+",
+        help="a folder of `make gpu`, what --benchmark-json wrote, or a saved result",
     )
     parser.add_argument("--results", type=Path, help="folder to write the result to")
     arguments = parser.parse_args()
-    results = [load(run) for run in arguments.runs]
-    result = results[0] if len(results) == 1 else pool(results)
+    try:
+        results = [load(run) for run in arguments.runs]
+        result = results[0] if len(results) == 1 else pool(results)
+    except (OSError, ValueError) as error:
+        sys.exit(f"there is nothing to report: {error}")
+    result = with_bandwidth(result, load_counts())
     print(markdown(result))
     if arguments.results:
         print("written:", *save(result, arguments.results))

@@ -24,8 +24,13 @@ HEAD = (
 )
 
 
-# What is compared with torch's parametrization; `training` is the third suite.
+# What is compared with torch's parametrization; `training` is another suite.
 SUITES = {"layer": "One weight", "model": "All weights of a model"}
+# The same accesses, compiled and replayed from a graph.
+COMPILED_SUITES = {
+    "compiled layer": "One weight, compiled or captured",
+    "compiled model": "All weights of a model, compiled or captured",
+}
 
 
 class Ratio(NamedTuple):

@@ -4,12 +4,20 @@ from __future__ import annotations
 
 from collections.abc import Callable
 
-from bench.bandwidth import bandwidth_reached
-from bench.result import SUITES, Result, Row, ratio, rows_of, values, variant_names
+from bench.result import (
+    COMPILED_SUITES,
+    SUITES,
+    Result,
+    Row,
+    ratio,
+    rows_of,
+    values,
+    variant_names,
+)
 from bench.training import NONE
 from bench.variants import COPY
 
-COUNTED = {"layer": "Allocations as large as the weight", "model": "All that is allocated"}
+TITLES = SUITES | COMPILED_SUITES
 
 
 def duration(seconds: float) -> str:
@@ -26,7 +34,7 @@ def table(header: list[str], lines: list[list[str]]) -> str:
 def company(result: Result) -> str:
     """How busy others kept the processors meanwhile: threads that wait for one skew every time."""
     used = [row["cpus_used_by_others"] for row in result["rows"]]
-    if None in used:
+    if not used or None in used:
         return ""
     processors = result["processors"]
     line = f"Other processes used up to {max(0.0, *used):.1f} of {processors} processors meanwhile."
@@ -54,7 +62,7 @@ def time_cell(row: Row, name: str) -> str:
         return ""
     time = duration(row["variants"][name]["median"])
     if name == row["baseline"]:
-        reached = bandwidth_reached(row)
+        reached = row.get("bandwidth")
         bandwidth = "" if reached is None else f"; {reached:.0%} of the bandwidth"
         return f"**{time}** ({1 / row['variants'][COPY]['ratio']:.2f} copies{bandwidth})"
     low, middle, high = of_baseline
@@ -65,7 +73,7 @@ def memory_cell(row: Row, name: str) -> str:
     if name == COPY or name not in row["memory"]:
         return ""
     memory = row["memory"][name]
-    count = memory["allocations"] if row["suite"] == "layer" else f"{memory['allocated']:.2f}"
+    count = f"{memory['allocated']:.2f}" if "model" in row["suite"] else memory["allocations"]
     return f"{count} ({memory['peak'] - 1:.2f})"
 
 
@@ -81,17 +89,19 @@ def overhead_cell(row: Row, name: str) -> str:
 def access_tables(result: Result, suite: str) -> list[str]:
     """Times, then memory, of a forward pass and of a forward and a backward pass."""
     sections = []
+    is_model = "model" in suite
+    counted = "All that is allocated" if is_model else "Allocations as large as the weight"
     for direction in values(rows_of(result, suite), "pass"):
         rows = rows_of(result, suite, direction)
         times = variant_table(rows, ["case", "dtype", "backend"], time_cell)
         memory = variant_table(rows, ["case", "dtype"], memory_cell)
         gradients = " (the gradients among it)" if "backward" in direction else ""
         sections.append(
-            f"""## {SUITES[suite]}, {direction}
+            f"""## {TITLES[suite]}, {direction}
 
 {times}
 
-{COUNTED[suite]} in one such access, and in brackets the most held at once beyond the normalized \
+{counted} in one such access, and in brackets the most held at once beyond the normalized \
 weights{gradients}, both in units of the weights. Where a layer has \
 one output, a vector is as large as the weight:
 

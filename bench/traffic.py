@@ -4,6 +4,7 @@ python -m bench.traffic                               the layers and models of t
 python -m bench.traffic --shape 512 256 4 4 --dim 1   one weight
 python -m bench.traffic --model SN-DCGAN              a model's weights, together
 python -m bench.traffic --tensors --json FILE         each tensor too; all of it as JSON
+python -m bench.traffic --save [FILE]                 for the report: in float32 and bfloat16
 
 The real launchers run in Triton's interpreter, and every load and store of theirs is counted:
 "must" is each byte that a launch touches, once; "does" is the 32-byte sectors it takes, each once a
@@ -33,12 +34,15 @@ import triton
 from torch import nn
 
 from bench.accesses import Launch, Traffic, recorded_launches
+from bench.bandwidth import COUNTS, case_of, save_counts
 from bench.cases import LAYERS, MODELS, Case
+from bench.conditions import kernels_digest
 from bench.variants import WeightsOf
 from snorm_triton import SpectralNormParametrization, apply_spectral_norm
 from snorm_triton.functional import matrix_shape, spectral_normalize, state_dtype
 
 ROOT = Path(__file__).resolve().parents[1]
+SAVED_DTYPES = ("float32", "bfloat16")
 DTYPES = ("float32", "bfloat16", "float16", "float64")
 TRANSPOSED = (nn.ConvTranspose1d, nn.ConvTranspose2d, nn.ConvTranspose3d)
 KINDS = ("must", "does", "again")
@@ -191,31 +195,39 @@ def main() -> int:
     if not triton.knobs.runtime.interpret:
         run_interpreted(sys.argv[1:])
         return 0
-    records = []
-    for name, subject in subjects(arguments).items():
+    records, cases = [], []
+    for name, subject in subjects(arguments):
         operations = traffic_of(subject)
         print(f"{name}: {subject}, a copy moves {copy_bytes(subject) / 1e6:.3f} MB")
         for operation, launches in operations.items():
             print(*table(subject, operation, launches, arguments), sep="\n", flush=True)
         moved = {key: [asdict(launch) for launch in value] for key, value in operations.items()}
         records.append({"name": name, **asdict(subject), "operations": moved})
+        suite = "model" if isinstance(subject, Model) else "layer"
+        cases.append(case_of(suite, name, subject.dtype, copy_bytes(subject), operations))
+        if arguments.save:  # each time: what takes long may be ended at any time
+            save_counts(arguments.save, kernels_digest(), cases)
     if arguments.json:
         record = {"triton": triton.__version__, "torch": torch.__version__, "weights": records}
         arguments.json.write_text(json.dumps(record, indent=1) + "\n")
     return 0
 
 
-def subjects(arguments: argparse.Namespace) -> dict[str, Subject]:
-    """By name: the one that was asked for, or those of the benchmarks."""
+def subjects(arguments: argparse.Namespace) -> list[tuple[str, Subject]]:
+    """With names: the one that was asked for, or those of the benchmarks."""
     dtype = arguments.dtype
     if arguments.model:
-        return {arguments.model: Model(arguments.model, dtype)}
+        return [(arguments.model, Model(arguments.model, dtype))]
     if arguments.shape:
         shape = tuple(arguments.shape)
-        return {"weight": Weight(shape, arguments.dim, arguments.channels_last, dtype)}
-    layers: dict[str, Subject] = {case.name: weight_of(case, dtype) for case in LAYERS}
-    every = layers | {case.name: Model(case.name, dtype) for case in MODELS}
-    return {n: x for n, x in every.items() if arguments.all_cases or x.elements <= LONG}
+        return [("weight", Weight(shape, arguments.dim, arguments.channels_last, dtype))]
+    every: list[tuple[str, Subject]] = []
+    for each in SAVED_DTYPES if arguments.save else (dtype,):
+        every += [(case.name, weight_of(case, each)) for case in LAYERS]
+        every += [(case.name, Model(case.name, each)) for case in MODELS]
+    if not arguments.all_cases:
+        return [(name, subject) for name, subject in every if subject.elements <= LONG]
+    return sorted(every, key=lambda named: named[1].elements) if arguments.save else every
 
 
 def parse(arguments: list[str]) -> argparse.Namespace:
@@ -229,6 +241,7 @@ def parse(arguments: list[str]) -> argparse.Namespace:
     parser.add_argument("--tensors", action="store_true", help="a line for each tensor of a launch")
     parser.add_argument("--gbps", type=float, help="bandwidth of a copy in GB/s: gives times too")
     parser.add_argument("--json", type=Path, help="file to write the counts to")
+    parser.add_argument("--save", type=Path, nargs="?", const=COUNTS, help="for the report")
     return parser.parse_args(arguments)
 
 

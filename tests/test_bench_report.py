@@ -5,6 +5,7 @@ import sys
 import pytest
 
 from bench import compare, report
+from bench.bandwidth import load_counts, save_counts, with_bandwidth
 from bench.chart import COLORS, figure_of
 from bench.normalizations import FOREACH, LEGACY, NEW, OURS, PER_LAYER
 from bench.result import HEAD, condense, load, mean_ratio, pool
@@ -132,28 +133,39 @@ def test_time_and_memory_of_a_layer():
     assert memory == "| Linear 4-4 | float32 | 1 (0.00) | 2 (1.50) |"
 
 
-def test_bandwidth_of_what_kernels_moved(monkeypatch):
-    traffic = pytest.importorskip("bench.traffic", exc_type=ImportError)
-    copies = {"forward": 1.5, "backward": 2.0}
+def counted(suite, case):
+    moved = {"forward": 150, "evaluation": 130, "backward": 200}
+    return {"suite": suite, "case": case, "dtype": "float32", "copy": 100, "bytes": moved}
 
-    def count(subject):
-        size = traffic.copy_bytes(subject)
-        return {
-            name: [traffic.Launch("kernel", 1, [traffic.Traffic("x", "read", must=int(n * size))])]
-            for name, n in copies.items()
-        }
 
-    monkeypatch.setattr(traffic, "traffic_of", count)
+def with_counts(result, tmp_path, *cases, kernels="of-these"):
+    save_counts(tmp_path / "traffic.json", kernels, list(cases))
+    return with_bandwidth(result, load_counts(tmp_path / "traffic.json"))
+
+
+def test_bandwidth_of_what_kernels_moved(tmp_path):
     rows = [
         layer_row("Conv2d 3-64 k3"),
         layer_row("Conv2d 3-64 k3", **{"pass": "forward + backward"}, copy=0.25),
         layer_row("SN-DCGAN", suite="model", baseline=FOREACH, variants=model_variants()),
+        layer_row("another"),
     ]
-    text = report.markdown(result_of(*rows))
+    result = result_of(*({**row, "kernels": "of-these"} for row in rows))
+    cases = counted("layer", "Conv2d 3-64 k3"), counted("model", "SN-DCGAN")
+    text = report.markdown(with_counts(result, tmp_path, *cases))
     assert lines_with(text, "| Conv2d 3-64 k3", "**1 ms** (2.00 copies; 75% of the bandwidth)")
     assert lines_with(text, "| Conv2d 3-64 k3", "**1 ms** (4.00 copies; 88% of the bandwidth)")
     assert lines_with(text, "| SN-DCGAN", "**1 ms** (2.00 copies; 75% of the bandwidth)")
+    assert lines_with(text, "| another", "**1 ms** (2.00 copies)")
     assert "how much of their bandwidth" in text
+
+
+def test_no_bandwidth_from_counts_of_other_kernels_or_none(tmp_path):
+    result = result_of(layer_row("a", kernels="of-these"))
+    for each in (with_counts(result, tmp_path, counted("layer", "a"), kernels="of-others"), result):
+        text = report.markdown(each)
+        assert lines_with(text, "| a", "**1 ms** (2.00 copies)")
+        assert "were not counted" in text
 
 
 def test_no_bandwidth_where_no_kernel_ran():

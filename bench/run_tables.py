@@ -1,0 +1,55 @@
+"""The Markdown of what `make gpu` did beside its rows: steps, tests, the time of the host."""
+
+from __future__ import annotations
+
+from bench.result import Result
+from bench.steps import outcome
+from bench.tables import table
+
+SHOWN_FAILURES = 20
+
+
+def steps_table(result: Result) -> str:
+    """What ran and what became of it, and what is missing."""
+    if "steps" not in result:
+        return ""
+    lines = [
+        [step["step"], outcome(step["status"]), f"{step['seconds']:.1f}"]
+        for step in result["steps"]
+    ]
+    missing = "".join(f"- {note}\n" for note in result["notes"])
+    return f"""## Steps
+
+{table(["step", "outcome", "seconds"], lines)}
+
+{missing}"""
+
+
+def tests_section(result: Result) -> str:
+    tests = result.get("tests")
+    if not tests:
+        return ""
+    failed = [f"- `{message}`" for message in tests["failed"][:SHOWN_FAILURES]]
+    if len(tests["failed"]) > SHOWN_FAILURES:
+        failed.append(f"- and {len(tests['failed']) - SHOWN_FAILURES} more")
+    counts = f"{tests['tests']} tests: {tests['failures']} failed, {tests['errors']} with errors, "
+    return "\n".join(["## Tests\n", f"{counts}{tests['skipped']} skipped.\n", *failed, ""])
+
+
+def overhead_table(result: Result) -> str:
+    overhead = result.get("overhead")
+    if not overhead:
+        return ""
+    lines = []
+    for name, row in overhead["rows"].items():
+        low, middle, high = (
+            1e6 * x for x in (row["quartiles"][0], row["median"], row["quartiles"][1])
+        )
+        lines.append([name, f"{middle:.1f}", f"{low:.1f} to {high:.1f}"])
+    return f"""## Where the time of a small weight's access goes
+
+{overhead["layer"]}, float32. Each row adds a layer of Python to the one before it; on a GPU the \
+launches are asynchronous, so that it is time of the host.
+
+{table(["", "median µs", "quartiles"], lines)}
+"""
