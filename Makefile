@@ -8,11 +8,12 @@ RUN :=
 BENCH_JSON := .benchmarks/latest.json
 RUNS := 1
 BENCH_ARGS :=
+GPU_ARGS :=
 TRAFFIC_ARGS :=
 DEMO_ARGS :=
 
 .DEFAULT_GOAL := help
-.PHONY: help demo test compatibility lint compile-check traffic communication bench bench-compare gpu clean given-python
+.PHONY: help demo test compatibility lint compile-check traffic communication bench bench-compare gpu report clean given-python
 
 ifeq ($(origin PYTHON),file)
 READY := $(VENV)/.installed
@@ -74,11 +75,11 @@ bench-compare: $(READY)  ## fail where ours became slower than the committed res
 	$(if $(RUN),,$(PYTEST_BENCH) --recorded --no-compiled bench/bench_access.py::bench_layer $(BENCH_ARGS))
 	@$(PYTHON) -m bench.compare $(or $(RUN),$(BENCH_JSON))
 
-gpu: $(READY)  ## GPU tests and benchmarks; writes bench/results/<device name>.json, .md and .png
-	@$(PYTHON) -m bench.device
-	$(PYTEST) -m gpu
-	$(PYTEST_BENCH) bench $(BENCH_ARGS)
-	@$(PYTHON) -m bench.report $(BENCH_JSON) --results $(or $(RESULTS),bench/results)
+gpu: $(READY)  ## tests, benchmarks and checks on a GPU; all that they find into RESULTS, a folder
+	@$(PYTHON) -m bench.gpu $(or $(RESULTS),.benchmarks/gpu) $(GPU_ARGS)
+
+report: $(READY)  ## what make gpu saved in RESULTS, into bench/results; needs no GPU
+	@$(PYTHON) -m bench.report $(or $(RESULTS),.benchmarks/gpu) --results bench/results
 
 clean:  ## remove .venv, builds and caches
 	rm -rf $(VENV) build dist *.egg-info .benchmarks .pytest_cache .mypy_cache .ruff_cache .hypothesis
