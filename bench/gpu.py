@@ -162,7 +162,7 @@ def conditions(device: str | None) -> dict[str, Any]:
     asked = subprocess.run(command, cwd=ROOT, capture_output=True, text=True)
     if asked.returncode:
         sys.exit(asked.stderr.strip() or f"{shlex.join(command)} ended with {asked.returncode}")
-    return json.loads(asked.stdout)
+    return json.loads(asked.stdout.splitlines()[-1])  # whatever an import may print
 
 
 def parse(arguments: list[str]) -> argparse.Namespace:

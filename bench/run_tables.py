@@ -17,12 +17,11 @@ def steps_table(result: Result) -> str:
         [step["step"], outcome(step["status"]), f"{step['seconds']:.1f}"]
         for step in result["steps"]
     ]
+    ran = table(["step", "outcome", "seconds"], lines) + "\n\n" if lines else ""
     missing = "".join(f"- {note}\n" for note in result["notes"])
     return f"""## Steps
 
-{table(["step", "outcome", "seconds"], lines)}
-
-{missing}"""
+{ran}{missing}"""
 
 
 def tests_section(result: Result) -> str:
@@ -32,7 +31,11 @@ def tests_section(result: Result) -> str:
     failed = [f"- `{message}`" for message in tests["failed"][:SHOWN_FAILURES]]
     if len(tests["failed"]) > SHOWN_FAILURES:
         failed.append(f"- and {len(tests['failed']) - SHOWN_FAILURES} more")
-    counts = f"{tests['tests']} tests: {tests['failures']} failed, {tests['errors']} with errors, "
+    # pytest itself ends with 0 or 1 where it came to the end.
+    ended = {step["step"]: step["status"] in (0, 1) for step in result["steps"]}
+    so_far = "" if ended.get("tests") else " until the run was cut short"
+    counts = f"{tests['tests']} tests{so_far}: {tests['failures']} failed, "
+    counts += f"{tests['errors']} with errors, "
     return "\n".join(["## Tests\n", f"{counts}{tests['skipped']} skipped.\n", *failed, ""])
 
 

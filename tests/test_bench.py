@@ -160,6 +160,28 @@ def test_what_fails_beside_a_compiler_is_reported_and_raised_later():
     assert deferred == [error]
 
 
+class Benchmark:
+    """As much of pytest-benchmark's fixture as a benchmark uses."""
+
+    def __init__(self):
+        self.extra_info = {}
+
+    def pedantic(self, run, rounds):
+        for _ in range(rounds):
+            run()
+
+
+def test_a_row_is_kept_and_fails_where_ours_does_not_compile(monkeypatch):
+    monkeypatch.setattr(torch, "compile", failing_with(RuntimeError("no compiler")))
+    case, benchmark = Case("small", partial(nn.Linear, 3, 4), compiled=True), Benchmark()
+    with pytest.raises(ExceptionGroup, match="lacks variants of ours"):
+        bench_access.bench_layer(benchmark, case, torch.float32, True, CPU, 0.01, COMPILED, True)
+    row = benchmark.extra_info
+    assert row["suite"] == "compiled layer"
+    assert list(row["variants"]) == [COPY, OURS]
+    assert list(row["errors"]) == [NEW_COMPILED, COMPILES.format(OURS)]
+
+
 def test_counts_large_allocations_and_the_most_held():
     def three_of_which_two_at_once():
         first, second = torch.empty(1000), torch.empty(1000)

@@ -85,6 +85,11 @@ def test_a_folder_gives_steps_tests_host_and_rows(results):
     assert eager.index("| Linear 1024-1 |") < eager.index("| Conv2d 3-64 k3 |")
 
 
+def test_tests_that_were_cut_short_are_not_all(results):
+    write(results, "steps.jsonl", step("tests", "killed after 480 s"))
+    assert "5 tests until the run was cut short: 1 failed" in report.markdown(read(results))
+
+
 @pytest.mark.parametrize("name", ["rows.jsonl", "steps.jsonl"])
 def test_a_file_of_the_folder_stands_for_it(results, name):
     assert load(results / name) == read(results)
