@@ -156,12 +156,14 @@ def folder(path: Path) -> Path:
         sys.exit(f"RESULTS must be a folder that can be written to, got {path}: {error.strerror}")
 
 
-def conditions(device: str | None) -> dict[str, Any]:
+def conditions(device: str | None, log: IO[bytes]) -> dict[str, Any]:
     """Asked for in another process: this one imports nothing that a fault could break."""
     command = [sys.executable, "-m", "bench.conditions", *(["--device", device] if device else [])]
     asked = subprocess.run(command, cwd=ROOT, capture_output=True, text=True)
     if asked.returncode:
-        sys.exit(asked.stderr.strip() or f"{shlex.join(command)} ended with {asked.returncode}")
+        error = asked.stderr.strip() or f"{shlex.join(command)} ended with {asked.returncode}"
+        log.write(f"{error}\n".encode())
+        sys.exit(error)
     return json.loads(asked.stdout.splitlines()[-1])  # whatever an import may print
 
 
@@ -187,11 +189,12 @@ def main() -> int:
         for step in chosen:
             print(f"{step.name}: {step.shows}; at most {step.limit} s\n  {printed(step)}")
         return 0
-    # Ended from outside or by hand, it says so in the same line and leaves no process.
-    signal.signal(signal.SIGTERM, signal.default_int_handler)
+    # In the background a shell has interrupts ignored, by steps too, which end by them at a limit.
+    for number in (signal.SIGINT, signal.SIGTERM):
+        signal.signal(number, signal.default_int_handler)
     try:
-        about = conditions(arguments.device)
         with (results / LOG).open("ab", buffering=0) as file:
+            about = conditions(arguments.device, file)
             runner = Runner(results, Log(file), about, arguments.limit)
             for step in chosen:
                 runner.step(step)

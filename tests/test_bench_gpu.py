@@ -31,7 +31,7 @@ def run(tmp_path, monkeypatch):
 
     def runner(*steps):
         monkeypatch.setattr(gpu, "all_steps", lambda settings: list(steps))
-        monkeypatch.setattr(gpu, "conditions", lambda device: {"device": "Test GPU"})
+        monkeypatch.setattr(gpu, "conditions", lambda *_: {"device": "Test GPU"})
         monkeypatch.setattr(gpu, "GRACE", 0.2)
         monkeypatch.setattr(sys, "argv", ["gpu", str(tmp_path)])
         monkeypatch.setattr(signal, "signal", lambda *handler: None)
@@ -111,7 +111,7 @@ import sys
 from bench import gpu
 from bench.steps import Step
 gpu.all_steps = lambda settings: [Step("hangs", "", [sys.executable, "-c", {child!r}], 60)]
-gpu.conditions = lambda device: {{}}
+gpu.conditions = lambda *_: {{}}
 sys.argv = ["gpu", {str(tmp_path)!r}]
 sys.exit(gpu.main())
 """
@@ -140,6 +140,14 @@ def test_results_must_be_a_folder(tmp_path, monkeypatch):
         monkeypatch.setattr(sys, "argv", ["gpu", str(path)])
         with pytest.raises(SystemExit, match=f"RESULTS must be a folder .*, got {path}: "):
             gpu.main()
+
+
+def test_a_device_that_is_not_there_is_refused_in_the_log_too(tmp_path, monkeypatch):
+    monkeypatch.setattr(sys, "argv", ["gpu", str(tmp_path), "--device", "no-device"])
+    with pytest.raises(SystemExit) as refusal:
+        gpu.main()
+    assert "no-device" in str(refusal.value)
+    assert (tmp_path / LOG).read_text() == f"{refusal.value}\n"
 
 
 def test_the_list_names_every_step_and_runs_none(tmp_path, monkeypatch, capsys):
