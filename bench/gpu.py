@@ -84,8 +84,8 @@ def run(command: list[str], limit: float, write: Write) -> int | str:
     except OSError as error:
         return f"did not start: {error}"
     reader = Thread(target=copy_output, args=(process, write), daemon=True)
-    reader.start()
     try:
+        reader.start()
         status: int | str = process.wait(limit)
     except subprocess.TimeoutExpired:
         interrupt(process)
