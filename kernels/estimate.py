@@ -1,24 +1,20 @@
-"""sigma = u^T W v of u and v as they are, made unit: what evaluation uses."""
+"""W / sigma for sigma = u^T W v of u and v as they are, made unit: what evaluation uses."""
 
 from __future__ import annotations
 
 import triton
 import triton.language as tl
-from torch import Tensor
 
-from ..matrix_view import MatrixView
-from . import launch
-from .config import VECTOR_BLOCK, chunk_tile
-from .indexing import multiple, reciprocal, square_root
+from .indexing import divisor_of, multiple, reciprocal, reciprocal_at_least, square_root
 from .power_step import row_products
 
 
 @triton.jit
-def row_block_dots(
+def estimate_parts(
     weight_ptr,  # [P, M, Q]
     u_ptr,  # [M]
     v_ptr,  # [N], logical
-    dot_ptr,  # [programs], out
+    parts_ptr,  # [3, programs], out: of u^T W v, |u|^2 and |v|^2
     M,
     N,
     C,
@@ -28,106 +24,121 @@ def row_block_dots(
     PLAIN: tl.constexpr,
     R: tl.constexpr,
     BLOCK_N: tl.constexpr,
+    VECTOR_BLOCK: tl.constexpr,
 ):
-    """This program's rows' share of u^T W v."""
-    pid = tl.program_id(0)
-    N = multiple(N, FACTOR)
-    m = pid * R + tl.arange(0, R)
-    t = row_products(weight_ptr, v_ptr, m, M, N, C, Q, K, PLAIN, R, BLOCK_N)
-    u = tl.load(u_ptr + m, mask=m < M, other=0.0)
-    # Rows past the last are zero in both; a NaN row must stay one.
-    tl.store(dot_ptr + pid, tl.sum(u * t, axis=0))
+    """This program's part of each: of its rows, and of as many columns as the others take."""
+    store_estimate_parts(
+        weight_ptr,
+        u_ptr,
+        v_ptr,
+        parts_ptr,
+        tl.program_id(0),
+        tl.num_programs(0),
+        M,
+        multiple(N, FACTOR),
+        C,
+        Q,
+        K,
+        PLAIN,
+        R,
+        BLOCK_N,
+        VECTOR_BLOCK,
+    )
 
 
 @triton.jit
 def finish_estimate(
+    weight_ptr,  # [numel], in memory order
     u_ptr,  # [M]
     v_ptr,  # [N]
-    dot_ptr,  # [programs]
+    parts_ptr,  # [3, programs]
+    out_ptr,  # [numel], out
     unit_u_ptr,  # [M], out
     unit_v_ptr,  # [N], out
     sigma_ptr,  # [], out
-    live_sigma_ptr,  # [], out too
     programs,
+    numel,
     M,
     N,
     eps,
+    FACTOR: tl.constexpr,  # divides numel
     BLOCK: tl.constexpr,
+    VECTOR_BLOCK: tl.constexpr,
 ):
-    """u / |u|, v / |v| and sigma = (sum of dots) / (|u| |v|), norms at least eps; one program."""
-    u_norm = norm_at_least(u_ptr, M, eps, BLOCK)
-    v_norm = norm_at_least(v_ptr, N, eps, BLOCK)
-    total = tl.zeros([BLOCK], dtype=dot_ptr.dtype.element_ty)
-    for start in range(0, programs, BLOCK):
-        i = start + tl.arange(0, BLOCK)
-        total += tl.load(dot_ptr + i, mask=i < programs, other=0.0)
-    sigma = tl.sum(total, axis=0) * reciprocal(u_norm) * reciprocal(v_norm)
-    tl.store(sigma_ptr, sigma)
-    tl.store(live_sigma_ptr, sigma)
-    store_scaled(unit_u_ptr, u_ptr, reciprocal(u_norm), M, BLOCK)
-    store_scaled(unit_v_ptr, v_ptr, reciprocal(v_norm), N, BLOCK)
+    """W / sigma, u / |u|, v / |v| and sigma, norms at least eps; each program adds up anew."""
+    # Backwards: the last blocks were read last, so they are the likeliest in cache.
+    block = tl.num_programs(0) - 1 - tl.program_id(0)
+    numel = multiple(numel, FACTOR)
+    offset = block.to(tl.int64) * BLOCK + tl.arange(0, BLOCK)
+    w = tl.load(weight_ptr + offset, mask=offset < numel, eviction_policy="evict_first")
+    sigma, u_factor, v_factor = estimated(parts_ptr, programs, eps, VECTOR_BLOCK)
+    scaled = w.to(sigma.dtype) * reciprocal(divisor_of(sigma))
+    tl.store(out_ptr + offset, scaled.to(out_ptr.dtype.element_ty), mask=offset < numel)
+    if block == 0:
+        tl.store(sigma_ptr, sigma)
+    blocks = tl.num_programs(0)
+    store_scaled(unit_u_ptr, u_ptr, u_factor, block, blocks, M, VECTOR_BLOCK)
+    store_scaled(unit_v_ptr, v_ptr, v_factor, block, blocks, N, VECTOR_BLOCK)
 
 
 @triton.jit
-def norm_at_least(x_ptr, size, eps, BLOCK: tl.constexpr):
-    """The L2 norm of x, at least eps."""
-    acc = x_ptr.dtype.element_ty
-    total = tl.zeros([BLOCK], dtype=acc)
-    for start in range(0, size, BLOCK):
-        i = start + tl.arange(0, BLOCK)
-        x = tl.load(x_ptr + i, mask=i < size, other=0.0)
-        total += x * x
-    return tl.maximum(square_root(tl.sum(total, axis=0)), eps)
+def store_estimate_parts(
+    weight_ptr,
+    u_ptr,
+    v_ptr,
+    parts_ptr,
+    block,
+    blocks,
+    M,
+    N,
+    C,
+    Q,
+    K,
+    PLAIN: tl.constexpr,
+    R: tl.constexpr,
+    BLOCK_N: tl.constexpr,
+    VECTOR_BLOCK: tl.constexpr,
+):
+    """The ``block``-th of the parts of u^T W v, |u|^2 and |v|^2."""
+    m = block * R + tl.arange(0, R)
+    t = row_products(weight_ptr, v_ptr, m, M, N, C, Q, K, PLAIN, R, BLOCK_N)
+    u = tl.load(u_ptr + m, mask=m < M, other=0.0)
+    # Rows past the last are zero in both; a NaN row must stay one.
+    tl.store(parts_ptr + block, tl.sum(u * t, axis=0))
+    tl.store(parts_ptr + blocks + block, tl.sum(u * u, axis=0))
+    square = tl.zeros([VECTOR_BLOCK], dtype=v_ptr.dtype.element_ty)
+    for start in range(block * VECTOR_BLOCK, N, blocks * VECTOR_BLOCK):
+        i = start + tl.arange(0, VECTOR_BLOCK)
+        v = tl.load(v_ptr + i, mask=i < N, other=0.0)
+        square += v * v
+    tl.store(parts_ptr + 2 * blocks + block, tl.sum(square, axis=0))
 
 
 @triton.jit
-def store_scaled(out_ptr, x_ptr, factor, size, BLOCK: tl.constexpr):
-    """x * factor, [size]."""
+def estimated(parts_ptr, parts, eps, BLOCK: tl.constexpr):
+    """sigma, and what u and v as they are are multiplied by to be unit vectors."""
+    dot = total(parts_ptr, parts, BLOCK)
+    u_norm = square_root(total(parts_ptr + parts, parts, BLOCK))
+    u_factor = reciprocal_at_least(u_norm, eps)
+    v_norm = square_root(total(parts_ptr + 2 * parts, parts, BLOCK))
+    v_factor = reciprocal_at_least(v_norm, eps)
+    return dot * u_factor * v_factor, u_factor, v_factor
+
+
+@triton.jit
+def total(x_ptr, size, BLOCK: tl.constexpr):
+    """The sum of x, [size]."""
+    sums = tl.zeros([BLOCK], dtype=x_ptr.dtype.element_ty)
     for start in range(0, size, BLOCK):
+        i = start + tl.arange(0, BLOCK)
+        sums += tl.load(x_ptr + i, mask=i < size, other=0.0)
+    return tl.sum(sums, axis=0)
+
+
+@triton.jit
+def store_scaled(scaled_ptr, x_ptr, factor, block, blocks, size, BLOCK: tl.constexpr):
+    """This block's part of x * factor, [size]."""
+    for start in range(block * BLOCK, size, blocks * BLOCK):
         i = start + tl.arange(0, BLOCK)
         x = tl.load(x_ptr + i, mask=i < size)
-        tl.store(out_ptr + i, x * factor, mask=i < size)
-
-
-def launch_estimate(
-    weight: Tensor,
-    view: MatrixView,
-    u: Tensor,
-    v: Tensor,
-    eps: float,
-    unit_u: Tensor,
-    unit_v: Tensor,
-    sigma: Tensor,
-    live_sigma: Tensor,
-) -> None:
-    """Write the last four, of shapes (M,), (N,), () and (), in two launches."""
-    M, N = view.M, view.N
-    tile = chunk_tile(M, N, view.Q, u.element_size(), launch.warp_size(u.device))
-    dots = u.new_empty(tile.programs)
-    row_block_dots[(tile.programs,)](
-        weight_ptr=weight,
-        u_ptr=u,
-        v_ptr=v,
-        dot_ptr=dots,
-        M=M,
-        N=N,
-        C=view.C,
-        **launch.layout_of(view, N),
-        R=tile.R,
-        BLOCK_N=tile.BLOCK_N,
-        num_warps=tile.num_warps,
-    )
-    finish_estimate[(1,)](
-        u_ptr=u,
-        v_ptr=v,
-        dot_ptr=dots,
-        unit_u_ptr=unit_u,
-        unit_v_ptr=unit_v,
-        sigma_ptr=sigma,
-        live_sigma_ptr=live_sigma,
-        programs=tile.programs,
-        M=M,
-        N=N,
-        eps=eps,
-        BLOCK=4 * VECTOR_BLOCK,
-    )
+        tl.store(scaled_ptr + i, x * factor, mask=i < size)

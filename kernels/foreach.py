@@ -1,4 +1,4 @@
-"""One power iteration of many weights, and their gradient: three launches and two."""
+"""A power iteration of many weights in three launches."""
 
 from __future__ import annotations
 
@@ -9,18 +9,18 @@ from .finish import norms, reduce_columns, store_vectors
 from .indexing import multiple
 from .power_step import row_block_products
 from .rescale import divide_block
-from .rescale_backward import dot_share, factors, grad_block
 from .table import (
     FIRST,
-    GRAD,
     M_SIZE,
     N_SIZE,
+    NEW_SIGMA,
+    NEW_U,
+    NEW_V,
     OUT,
-    OUT_UNIT,
     Q_SIZE,
     SCRATCH,
+    SHARES,
     SIGMA,
-    STATE,
     WEIGHT,
     WIDE,
     U,
@@ -35,25 +35,29 @@ from .table import (
 @triton.jit
 def foreach_power(
     table_ptr,  # [FIELDS, LAYERS]
-    out_ptr,  # the outputs' memory, where the shares of s lie meanwhile
+    partial_ptr,  # whatever it points to; out: shares of s
+    state_ptr,  # each layer's u and v as the last iteration left them, where GOES_ON
     scratch_ptr,
     WEIGHT_TYPE: tl.constexpr,
     LAYERS: tl.constexpr,
+    GOES_ON: tl.constexpr,
     PERMUTES: tl.constexpr,
     R: tl.constexpr,
     BLOCK_N: tl.constexpr,
 ):
     """As ``power_chunked``, of every layer."""
     layer, block = layer_of(table_ptr, FIRST, LAYERS)
-    acc = scratch_ptr.dtype.element_ty
+    acc: tl.constexpr = scratch_ptr.dtype.element_ty
     weight = entry(table_ptr, WEIGHT, layer, LAYERS).to(tl.pointer_type(WEIGHT_TYPE))
-    v = entry(table_ptr, V, layer, LAYERS).to(tl.pointer_type(acc))
-    partial = out_ptr + entry(table_ptr, OUT, layer, LAYERS) * OUT_UNIT
+    partial = shares_of(table_ptr, partial_ptr, layer, LAYERS, acc)
     M, N = size(table_ptr, M_SIZE, layer, LAYERS), size(table_ptr, N_SIZE, layer, LAYERS)
+    if GOES_ON:
+        v = state_ptr + entry(table_ptr, NEW_V, layer, LAYERS)
+    else:
+        v = entry(table_ptr, V, layer, LAYERS).to(tl.pointer_type(acc))
     Q = size(table_ptr, Q_SIZE, layer, LAYERS)
     C, K = column_order(table_ptr, layer, LAYERS, PERMUTES)
     weight = tl.multiple_of(weight, 16)
-    partial = partial.to(tl.pointer_type(acc), bitcast=True)
     scratch = scratch_ptr + entry(table_ptr, SCRATCH, layer, LAYERS)
     if Q % WIDE != 0:
         row_block_products(weight, v, partial, scratch, block, M, N, C, Q, K, False, R, BLOCK_N)
@@ -68,7 +72,7 @@ def foreach_power(
 @triton.jit
 def foreach_reduce(
     table_ptr,
-    out_ptr,
+    partial_ptr,
     scratch_ptr,
     LAYERS: tl.constexpr,
     R: tl.constexpr,
@@ -77,9 +81,9 @@ def foreach_reduce(
 ):
     """As ``reduce_partials``, of every layer."""
     layer, block = layer_of(table_ptr, FIRST + 1, LAYERS)
-    partial = out_ptr + entry(table_ptr, OUT, layer, LAYERS) * OUT_UNIT
+    acc: tl.constexpr = scratch_ptr.dtype.element_ty
+    partial = shares_of(table_ptr, partial_ptr, layer, LAYERS, acc)
     M, N = size(table_ptr, M_SIZE, layer, LAYERS), size(table_ptr, N_SIZE, layer, LAYERS)
-    partial = partial.to(tl.pointer_type(scratch_ptr.dtype.element_ty), bitcast=True)
     scratch = scratch_ptr + entry(table_ptr, SCRATCH, layer, LAYERS)
     programs = tl.cdiv(M, R)
     if N % WIDE == 0:
@@ -91,55 +95,60 @@ def foreach_reduce(
 @triton.jit
 def foreach_finish(
     table_ptr,
-    out_ptr,  # the outputs' memory
-    state_ptr,  # sigmas [LAYERS], then each layer's u and v, out
+    out_ptr,  # each normalized weight, out
+    state_ptr,  # each sigma, u and v, out
     scratch_ptr,
     WEIGHT_TYPE: tl.constexpr,
     LAYERS: tl.constexpr,
+    GOES_ON: tl.constexpr,
     RESCALES: tl.constexpr,
+    LIVE: tl.constexpr,
     PERMUTES: tl.constexpr,
     R: tl.constexpr,
     BLOCK: tl.constexpr,
     VECTOR_BLOCK: tl.constexpr,
     SHARE_COLUMNS: tl.constexpr,
 ):
-    """As ``finish_iteration``, of every layer."""
+    """As ``finish_iteration``, of every layer; u, v and sigma of the table too where LIVE."""
     layer, block = layer_of(table_ptr, FIRST + 2, LAYERS)
     acc = scratch_ptr.dtype.element_ty
     M, N = size(table_ptr, M_SIZE, layer, LAYERS), size(table_ptr, N_SIZE, layer, LAYERS)
-    numel = M.to(tl.int64) * N
+    blocks = tl.cdiv(M.to(tl.int64) * N, BLOCK).to(tl.int32)
     programs = tl.cdiv(M, R)
     scratch = scratch_ptr + entry(table_ptr, SCRATCH, layer, LAYERS)
     sigma, t_factor, s_factor = norms(scratch, programs, M, N, VECTOR_BLOCK, SHARE_COLUMNS)
     if RESCALES:
-        weight = entry(table_ptr, WEIGHT, layer, LAYERS).to(tl.pointer_type(WEIGHT_TYPE))
-        weight = tl.multiple_of(weight, 16)
-        out = out_ptr + entry(table_ptr, OUT, layer, LAYERS) * OUT_UNIT
-        whole = multiple(numel, WIDE)
-        divide_block(weight, sigma, out, block, whole, BLOCK)
-        if block == 0:
-            divide_block(weight + whole, sigma, out + whole, block, numel - whole, WIDE)
-    if block == 0:
-        tl.store(state_ptr + layer, sigma)
-        tl.store(entry(table_ptr, SIGMA, layer, LAYERS).to(tl.pointer_type(acc)), sigma)
+        divide_layer(table_ptr, out_ptr, layer, block, sigma, WEIGHT_TYPE, LAYERS, BLOCK)
     u = entry(table_ptr, U, layer, LAYERS).to(tl.pointer_type(acc))
     v = entry(table_ptr, V, layer, LAYERS).to(tl.pointer_type(acc))
+    new_u = state_ptr + entry(table_ptr, NEW_U, layer, LAYERS)
+    new_v = state_ptr + entry(table_ptr, NEW_V, layer, LAYERS)
+    new_sigma = state_ptr + entry(table_ptr, NEW_SIGMA, layer, LAYERS)
+    # The live state gets the same values; what has none is written twice.
+    live_u, live_v, live_sigma = new_u, new_v, new_sigma
+    if LIVE:
+        live_u, live_v = u, v
+        live_sigma = entry(table_ptr, SIGMA, layer, LAYERS).to(tl.pointer_type(acc))
+    if GOES_ON:
+        u, v = new_u, new_v
+    if block == 0:
+        tl.store(new_sigma, sigma)
+        tl.store(live_sigma, sigma)
     C, K = column_order(table_ptr, layer, LAYERS, PERMUTES)
-    new_u = state_ptr + entry(table_ptr, STATE, layer, LAYERS)
     store_vectors(
         scratch,
         programs,
         u,
         v,
         new_u,
-        new_u + M,
-        u,
-        v,
+        new_v,
+        live_u,
+        live_v,
         sigma,
         t_factor,
         s_factor,
         block,
-        tl.cdiv(numel, BLOCK).to(tl.int32),
+        blocks,
         M,
         N,
         C,
@@ -149,68 +158,30 @@ def foreach_finish(
 
 
 @triton.jit
-def foreach_grad_dot(
+def divide_layer(
     table_ptr,
-    partial_ptr,  # [LAYERS, PROGRAMS], out
-    GRAD_TYPE: tl.constexpr,
+    out_ptr,
+    layer,
+    block,
+    sigma,
     WEIGHT_TYPE: tl.constexpr,
     LAYERS: tl.constexpr,
-    PROGRAMS: tl.constexpr,
     BLOCK: tl.constexpr,
 ):
-    """As ``grad_dot``, of every layer."""
-    layer, block = layer_of(table_ptr, FIRST, LAYERS)
+    """The ``block``-th part of the layer's W / sigma."""
     M, N = size(table_ptr, M_SIZE, layer, LAYERS), size(table_ptr, N_SIZE, layer, LAYERS)
     numel = M.to(tl.int64) * N
-    grad = entry(table_ptr, GRAD, layer, LAYERS).to(tl.pointer_type(GRAD_TYPE))
     weight = entry(table_ptr, WEIGHT, layer, LAYERS).to(tl.pointer_type(WEIGHT_TYPE))
-    grad, weight = tl.multiple_of(grad, 16), tl.multiple_of(weight, 16)
-    acc: tl.constexpr = partial_ptr.dtype.element_ty
-    programs = tl.minimum(tl.cdiv(numel, BLOCK), PROGRAMS)
+    weight = tl.multiple_of(weight, 16)
+    out = tl.multiple_of(out_ptr + entry(table_ptr, OUT, layer, LAYERS), 16)
     whole = multiple(numel, WIDE)
-    share = dot_share(grad, weight, block, programs, whole, acc, BLOCK)
+    divide_block(weight, sigma, out, block, whole, BLOCK)
     if block == 0:
-        share += dot_share(grad + whole, weight + whole, block, programs, numel - whole, acc, WIDE)
-    tl.store(partial_ptr + layer * PROGRAMS + block, share)
+        divide_block(weight + whole, sigma, out + whole, block, numel - whole, WIDE)
 
 
 @triton.jit
-def foreach_grad_apply(
-    table_ptr,
-    partial_ptr,  # [LAYERS, PROGRAMS]
-    GRAD_TYPE: tl.constexpr,
-    WEIGHT_TYPE: tl.constexpr,
-    LAYERS: tl.constexpr,
-    PERMUTES: tl.constexpr,
-    PROGRAMS: tl.constexpr,
-    DOT_BLOCK: tl.constexpr,
-    R: tl.constexpr,
-    BLOCK: tl.constexpr,
-):
-    """As ``grad_apply``, of every layer."""
-    layer, block = layer_of(table_ptr, FIRST + 1, LAYERS)
-    acc = partial_ptr.dtype.element_ty
-    M, N = size(table_ptr, M_SIZE, layer, LAYERS), size(table_ptr, N_SIZE, layer, LAYERS)
-    numel = M.to(tl.int64) * N
-    i = tl.arange(0, PROGRAMS)
-    share = tl.load(
-        partial_ptr + layer * PROGRAMS + i, mask=i < tl.cdiv(numel, DOT_BLOCK), other=0.0
-    )
-    sigma = entry(table_ptr, SIGMA, layer, LAYERS).to(tl.pointer_type(acc))
-    inverse, coefficient = factors(tl.sum(share, axis=0), sigma)
-    grad = entry(table_ptr, GRAD, layer, LAYERS).to(tl.pointer_type(GRAD_TYPE))
-    u = entry(table_ptr, U, layer, LAYERS).to(tl.pointer_type(acc))
-    v = entry(table_ptr, V, layer, LAYERS).to(tl.pointer_type(acc))
-    out = entry(table_ptr, OUT, layer, LAYERS).to(tl.pointer_type(WEIGHT_TYPE))
-    grad, out = tl.multiple_of(grad, 16), tl.multiple_of(out, 16)
-    Q = size(table_ptr, Q_SIZE, layer, LAYERS)
-    C, K = column_order(table_ptr, layer, LAYERS, PERMUTES)
-    P = N // Q
-    if Q % WIDE != 0:
-        grad_block(grad, u, v, out, inverse, coefficient, block, P, M * Q, C, Q, K, False, 1, BLOCK)
-    elif Q == N:
-        N = multiple(N, WIDE)
-        grad_block(grad, u, v, out, inverse, coefficient, block, M, N, C, N, K, True, R, BLOCK // R)
-    else:
-        Q = multiple(Q, WIDE)
-        grad_block(grad, u, v, out, inverse, coefficient, block, P, M * Q, C, Q, K, False, 1, BLOCK)
+def shares_of(table_ptr, partial_ptr, layer, LAYERS: tl.constexpr, acc: tl.constexpr):
+    """Where the layer's shares of s lie, [programs, N]."""
+    partial = partial_ptr.to(tl.pointer_type(acc), bitcast=True)
+    return tl.multiple_of(partial + entry(table_ptr, SHARES, layer, LAYERS), 16)

@@ -46,6 +46,7 @@ def rescale_backward(
                 BLOCK_M=small.BLOCK_M,
                 BLOCK_N=small.BLOCK_N,
                 num_warps=small.num_warps,
+                **launch.ROUNDING,
             )
     return out
 
@@ -64,6 +65,7 @@ def _in_two_launches(weight: Tensor, view: MatrixView, u: Tensor, inputs: dict[s
         FACTOR=hidden_factor(numel),
         BLOCK=DOT_BLOCK,
         num_warps=warps(DOT_BLOCK, itemsize, lanes) * 2,
+        **launch.ROUNDING,
     )
     grad_apply[(tile.programs,)](
         **inputs,
@@ -76,4 +78,5 @@ def _in_two_launches(weight: Tensor, view: MatrixView, u: Tensor, inputs: dict[s
         R=tile.R,
         BLOCK_N=tile.BLOCK_N,
         num_warps=tile.num_warps,
+        **launch.ROUNDING,
     )

@@ -65,6 +65,12 @@ def reciprocal(x):
 
 
 @triton.jit
+def reciprocal_at_least(norm, eps):
+    """1 / max(norm, eps), where NaN stays NaN: a maximum on a GPU would drop it."""
+    return reciprocal(tl.where(norm < eps, eps, norm).to(norm.dtype))
+
+
+@triton.jit
 def square_root(x):
     """The square root of a scalar rounded to nearest, as for ``reciprocal``."""
     if x.dtype == tl.float64:

@@ -10,6 +10,10 @@ from torch import Tensor
 from ..matrix_view import MatrixView
 from .config import hidden_factor
 
+# A product that is fused into one operand of a sum, and not into the other, makes the lanes that
+# should hold the same sum differ in its last bit: which of them a store takes is nobody's choice.
+ROUNDING = {"enable_fp_fusion": False}
+
 
 def on_device_of(tensor: Tensor) -> AbstractContextManager[object]:
     """Make the tensor's device the current one: Triton launches there. Nothing to do on the CPU."""

@@ -22,10 +22,9 @@ from .config import (
     small_tile,
     warps,
 )
-from .estimate import launch_estimate
+from .estimate import estimate_parts, finish_estimate
 from .finish import finish_iteration, reduce_partials
 from .power_step import power_chunked, power_rows
-from .rescale import launch_rescale
 from .small import normalize_small
 
 
@@ -72,13 +71,65 @@ def normalize(
                 BLOCK_M=tile.BLOCK_M,
                 BLOCK_N=tile.BLOCK_N,
                 num_warps=tile.num_warps,
+                **launch.ROUNDING,
             )
         elif n_power_iterations > 0:
             _iterate(view, u, v, n_power_iterations, arguments)
         else:
-            launch_estimate(weight, view, u, v, eps, *fresh, live_sigma)
-            launch_rescale(weight, new_sigma, out)
+            _estimate(weight, view, u, v, eps, out, *fresh)
     return out, *fresh
+
+
+def _estimate(
+    weight: Tensor,
+    view: MatrixView,
+    u: Tensor,
+    v: Tensor,
+    eps: float,
+    out: Tensor,
+    unit_u: Tensor,
+    unit_v: Tensor,
+    sigma: Tensor,
+) -> None:
+    """Write the last four, in two launches."""
+    M, N, numel = view.M, view.N, weight.numel()
+    tile = chunk_tile(M, N, view.Q, u.element_size(), launch.warp_size(u.device))
+    parts = u.new_empty(3 * tile.programs)
+    estimate_parts[(tile.programs,)](
+        weight_ptr=weight,
+        u_ptr=u,
+        v_ptr=v,
+        parts_ptr=parts,
+        M=M,
+        N=N,
+        C=view.C,
+        **launch.layout_of(view, N),
+        R=tile.R,
+        BLOCK_N=tile.BLOCK_N,
+        VECTOR_BLOCK=VECTOR_BLOCK,
+        num_warps=tile.num_warps,
+        **launch.ROUNDING,
+    )
+    finish_estimate[(ceil_div(numel, ELEMENTWISE_BLOCK),)](
+        weight_ptr=weight,
+        u_ptr=u,
+        v_ptr=v,
+        parts_ptr=parts,
+        out_ptr=out,
+        unit_u_ptr=unit_u,
+        unit_v_ptr=unit_v,
+        sigma_ptr=sigma,
+        programs=tile.programs,
+        numel=numel,
+        M=M,
+        N=N,
+        eps=eps,
+        FACTOR=hidden_factor(numel),
+        BLOCK=ELEMENTWISE_BLOCK,
+        VECTOR_BLOCK=VECTOR_BLOCK,
+        num_warps=warps(ELEMENTWISE_BLOCK, u.element_size(), launch.warp_size(u.device)),
+        **launch.ROUNDING,
+    )
 
 
 def _iterate(
@@ -111,6 +162,7 @@ def _iterate(
             R=tile.R,
             BLOCK_N=tile.BLOCK_N,
             num_warps=tile.num_warps,
+            **launch.ROUNDING,
         )
         reduce_partials[(column_blocks,)](
             partial_ptr=partial,
@@ -122,6 +174,7 @@ def _iterate(
             BLOCK=SHARE_COLUMNS,
             ROWS=SHARE_ROWS,
             num_warps=warps(SHARE_ROWS * SHARE_COLUMNS, itemsize, lanes),
+            **launch.ROUNDING,
         )
         elements, block = (numel, ELEMENTWISE_BLOCK) if is_last else (max(M, N), VECTOR_BLOCK)
         finish_iteration[(ceil_div(elements, block),)](
@@ -137,5 +190,7 @@ def _iterate(
             BLOCK=block,
             VECTOR_BLOCK=VECTOR_BLOCK,
             SHARE_COLUMNS=SHARE_COLUMNS,
+            num_warps=warps(block, itemsize, lanes),
+            **launch.ROUNDING,
         )
         u, v = arguments["new_u_ptr"], arguments["new_v_ptr"]

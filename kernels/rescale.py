@@ -1,4 +1,4 @@
-"""W / sigma for a sigma that is known."""
+"""W / sigma for a u, v and sigma that are known."""
 
 from __future__ import annotations
 
@@ -7,8 +7,10 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
+from ..matrix_view import MatrixView
 from . import launch
-from .config import ELEMENTWISE_BLOCK, ceil_div, hidden_factor
+from .config import ELEMENTWISE_BLOCK, VECTOR_BLOCK, ceil_div, hidden_factor
+from .estimate import store_scaled
 from .indexing import divisor_of, multiple, reciprocal
 
 
@@ -28,6 +30,33 @@ def divide_by_sigma(
 
 
 @triton.jit
+def divide_and_copy_state(
+    weight_ptr,  # [numel], in memory order
+    u_ptr,  # [M]
+    v_ptr,  # [N]
+    sigma_ptr,  # []
+    out_ptr,  # [numel], out
+    new_u_ptr,  # [M], out
+    new_v_ptr,  # [N], out
+    new_sigma_ptr,  # [], out
+    numel,
+    M,
+    N,
+    FACTOR: tl.constexpr,  # divides numel
+    BLOCK: tl.constexpr,
+    VECTOR_BLOCK: tl.constexpr,
+):
+    """weight / sigma, and copies of u, v and sigma."""
+    block, blocks = tl.program_id(0), tl.num_programs(0)
+    sigma = tl.load(sigma_ptr)
+    divide_block(weight_ptr, sigma, out_ptr, block, multiple(numel, FACTOR), BLOCK)
+    if block == 0:
+        tl.store(new_sigma_ptr, sigma)
+    store_scaled(new_u_ptr, u_ptr, 1.0, block, blocks, M, VECTOR_BLOCK)
+    store_scaled(new_v_ptr, v_ptr, 1.0, block, blocks, N, VECTOR_BLOCK)
+
+
+@triton.jit
 def divide_block(weight_ptr, sigma, out_ptr, block, numel, BLOCK: tl.constexpr):
     """One block of weight / sigma. The last use of the weight."""
     inverse = reciprocal(divisor_of(sigma))
@@ -41,17 +70,40 @@ def rescale(weight: Tensor, sigma: Tensor, dtype: torch.dtype) -> Tensor:
     """As :func:`snorm_triton.eager.rescale`."""
     out = torch.empty_like(weight, dtype=dtype)
     with launch.on_device_of(weight):
-        launch_rescale(weight, sigma, out)
+        divide_by_sigma[(ceil_div(weight.numel(), ELEMENTWISE_BLOCK),)](
+            weight_ptr=weight,
+            sigma_ptr=sigma,
+            out_ptr=out,
+            numel=weight.numel(),
+            FACTOR=hidden_factor(weight.numel()),
+            BLOCK=ELEMENTWISE_BLOCK,
+            **launch.ROUNDING,
+        )
     return out
 
 
-def launch_rescale(weight: Tensor, sigma: Tensor, out: Tensor) -> None:
-    """Write ``weight / sigma`` to ``out``, laid out as the weight, on the current device."""
-    divide_by_sigma[(ceil_div(weight.numel(), ELEMENTWISE_BLOCK),)](
-        weight_ptr=weight,
-        sigma_ptr=sigma,
-        out_ptr=out,
-        numel=weight.numel(),
-        FACTOR=hidden_factor(weight.numel()),
-        BLOCK=ELEMENTWISE_BLOCK,
-    )
+def replay(
+    weight: Tensor, view: MatrixView, u: Tensor, v: Tensor, sigma: Tensor, dtype: torch.dtype
+) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+    """As :func:`snorm_triton.eager.replay`."""
+    out = torch.empty_like(weight, dtype=dtype)
+    new_u, new_v, new_sigma = (torch.empty_like(x) for x in (u, v, sigma))
+    with launch.on_device_of(weight):
+        divide_and_copy_state[(ceil_div(weight.numel(), ELEMENTWISE_BLOCK),)](
+            weight_ptr=weight,
+            u_ptr=u,
+            v_ptr=v,
+            sigma_ptr=sigma,
+            out_ptr=out,
+            new_u_ptr=new_u,
+            new_v_ptr=new_v,
+            new_sigma_ptr=new_sigma,
+            numel=weight.numel(),
+            M=view.M,
+            N=view.N,
+            FACTOR=hidden_factor(weight.numel()),
+            BLOCK=ELEMENTWISE_BLOCK,
+            VECTOR_BLOCK=VECTOR_BLOCK,
+            **launch.ROUNDING,
+        )
+    return out, new_u, new_v, new_sigma

@@ -11,6 +11,7 @@ from .indexing import (
     multiple,
     power_of_two,
     reciprocal,
+    reciprocal_at_least,
     reciprocal_of_power,
     square_root,
     weight_offset,
@@ -64,8 +65,8 @@ def normalize_small(
         tl.store(live_u_ptr + m, u, mask=m < M)
         tl.store(live_v_ptr + column, v, mask=n < N)
     else:
-        u = u * reciprocal(tl.maximum(unit(u)[1], eps))
-        v = v * reciprocal(tl.maximum(unit(v)[1], eps))
+        u = u * reciprocal_at_least(unit(u)[1], eps)
+        v = v * reciprocal_at_least(unit(v)[1], eps)
         sigma = tl.sum(u * tl.sum(w * v[None, :], axis=1), axis=0)
     tl.store(new_u_ptr + m, u, mask=m < M)
     tl.store(new_v_ptr + column, v, mask=n < N)

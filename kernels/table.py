@@ -4,33 +4,38 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from itertools import accumulate
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import torch
 import triton
 import triton.language as tl
 from torch import Tensor
 
+from ..matrix_view import MatrixView
+from . import launch, pinned
 from .config import next_power_of_two
 
-# Rows of a table; a column is a layer. Addresses are of bytes, places count elements.
+# Rows of a table; a column is a layer. Addresses are of bytes; places count elements from where an
+# argument of the launch points, so that a table serves as long as the weights and their state stay.
 WEIGHT = tl.constexpr(0)  # address
 U = tl.constexpr(1)  # address
 V = tl.constexpr(2)  # address
 SIGMA = tl.constexpr(3)  # address
-OUT = tl.constexpr(4)  # address, or place in units of OUT_UNIT
+OUT = tl.constexpr(4)  # place of the normalized weight; address of the gradient
 GRAD = tl.constexpr(5)  # address
-STATE = tl.constexpr(6)  # place of the fresh u, then v
-SCRATCH = tl.constexpr(7)  # place
-M_SIZE = tl.constexpr(8)
-N_SIZE = tl.constexpr(9)
-Q_SIZE = tl.constexpr(10)
-K_SIZE = tl.constexpr(11)
-C_SIZE = tl.constexpr(12)
-FIRST = tl.constexpr(13)  # and the next two: the layer's first program in each launch
-FIELDS = 16
+NEW_U = tl.constexpr(6)  # place
+NEW_V = tl.constexpr(7)  # place
+NEW_SIGMA = tl.constexpr(8)  # place
+SHARES = tl.constexpr(9)  # place
+SCRATCH = tl.constexpr(10)  # place
+M_SIZE = tl.constexpr(11)
+N_SIZE = tl.constexpr(12)
+Q_SIZE = tl.constexpr(13)
+K_SIZE = tl.constexpr(14)
+C_SIZE = tl.constexpr(15)
+FIRST = tl.constexpr(16)  # and the next two: the layer's first program in each launch
+FIELDS = 19
 
-OUT_UNIT = tl.constexpr(64)
 WIDE = tl.constexpr(8)  # elements of any dtype that fill 16 bytes
 NEVER = 2**62  # the first program of a column that is no layer
 
@@ -44,7 +49,10 @@ class Column(NamedTuple):
     sigma: int
     out: int
     grad: int
-    state: int
+    new_u: int
+    new_v: int
+    new_sigma: int
+    shares: int
     scratch: int
     M: int
     N: int
@@ -63,6 +71,11 @@ class Table(NamedTuple):
     permutes: bool  # the columns of some layer
 
 
+def sizes_of(view: MatrixView) -> dict[str, Any]:
+    """The fields of a ``Column`` that say how a weight is read."""
+    return {"M": view.M, "N": view.N, "Q": view.Q, "K": view.K, "C": view.C}
+
+
 def upload(columns: Sequence[Column], device: torch.device) -> Table:
     """The table on ``device``, without waiting for it."""
     layers = next_power_of_two(len(columns))
@@ -73,10 +86,21 @@ def upload(columns: Sequence[Column], device: torch.device) -> Table:
         rows.append(first)
         programs.append(total)
     rows = [row + [NEVER] * (layers - len(columns)) for row in rows]
-    on_gpu = device.type not in ("cpu", "meta")
-    fields = torch.tensor(rows, dtype=torch.int64, pin_memory=on_gpu)
     permutes = any(column.K > 1 for column in columns)
-    return Table(fields.to(device, non_blocking=True), layers, tuple(programs), permutes)
+    return Table(_on_device(rows, device), layers, tuple(programs), permutes)
+
+
+def _on_device(rows: list[list[int]], device: torch.device) -> Tensor:
+    # By name: the default device may be another.
+    if device.type in ("cpu", "meta"):
+        return torch.tensor(rows, dtype=torch.int64, device="cpu").to(device)
+    if not launch.is_capturing(device):
+        pinned.prepare()
+        host = torch.tensor(rows, dtype=torch.int64, device="cpu", pin_memory=True)
+        return host.to(device, non_blocking=True)
+    values = torch.tensor(rows, dtype=torch.int64, device="cpu")
+    kept = pinned.take(values.numel()).view(values.shape).copy_(values)
+    return kept.to(device, non_blocking=True)
 
 
 @triton.jit

@@ -34,14 +34,17 @@ class Choice(NamedTuple):
 class Operations(NamedTuple):
     """The operations every backend provides, with the signatures of :mod:`snorm_triton.eager`.
 
-    The last two take a list of the arguments of the one of their name, of weights of one device
-    and dtype, and return a list.
+    The last three take a list of the arguments of the one of their name, of weights of one device,
+    and return a list. The first two of these are told whether results must lie ``apart``, in
+    storages of their own.
     """
 
     normalize: Callable[..., tuple[Tensor, Tensor, Tensor, Tensor]]
+    replay: Callable[..., tuple[Tensor, Tensor, Tensor, Tensor]]
     rescale: Callable[..., Tensor]
     rescale_backward: Callable[..., Tensor]
     foreach_normalize: Callable[..., list[tuple[Tensor, Tensor, Tensor, Tensor]]]
+    foreach_replay: Callable[..., list[tuple[Tensor, Tensor, Tensor, Tensor]]]
     foreach_rescale_backward: Callable[..., list[Tensor]]
 
 
@@ -113,13 +116,15 @@ def _one_by_one(operations: ModuleType) -> Operations:
     """A backend with no better way to take many weights."""
 
     def each(operation: Callable[..., Any]) -> Callable[..., list[Any]]:
-        return lambda calls: [operation(*call) for call in calls]
+        return lambda calls, apart=True: [operation(*call) for call in calls]
 
     return Operations(
         operations.normalize,
+        operations.replay,
         operations.rescale,
         operations.rescale_backward,
         each(operations.normalize),
+        each(operations.replay),
         each(operations.rescale_backward),
     )
 
@@ -132,11 +137,18 @@ _HOST = _one_by_one(host)
 def _triton_operations() -> Operations:
     from .kernels.gradient import rescale_backward
     from .kernels.normalize import normalize
-    from .kernels.rescale import rescale
-    from .kernels.together import foreach_normalize, foreach_rescale_backward
+    from .kernels.rescale import replay, rescale
+    from .kernels.together import foreach_normalize, foreach_replay
+    from .kernels.together_backward import foreach_rescale_backward
 
     return Operations(
-        normalize, rescale, rescale_backward, foreach_normalize, foreach_rescale_backward
+        normalize,
+        replay,
+        rescale,
+        rescale_backward,
+        foreach_normalize,
+        foreach_replay,
+        foreach_rescale_backward,
     )
 
 
@@ -151,19 +163,34 @@ def _triton_refusal(
     if find_spec("triton") is None:
         return "triton is not installed"
     if device.type in _TRITON_DEVICES:
-        return _device_refusal(device)
+        return _import_refusal() or _device_refusal(device)
+    if device.type != "cpu":
+        return f"Triton has no {device.type} backend here"
     # The interpreter is for testing: it serves who asks for it by name, never who left it to us.
-    if device.type == "cpu" and forced and _interpreted():
-        return None
-    if device.type == "cpu":
-        return "the weight is on the CPU (the Triton interpreter needs TRITON_INTERPRET=1)"
-    return f"Triton has no {device.type} backend here"
+    if forced:
+        refusal = _import_refusal()
+        if refusal is not None or _interpreted():
+            return refusal
+    return "the weight is on the CPU (the Triton interpreter needs TRITON_INTERPRET=1)"
+
+
+def _import_refusal() -> str | None:
+    """Why what is installed of Triton is of no use; imports it."""
+    try:
+        import triton
+
+        triton.knobs.runtime.interpret  # noqa: B018
+        _triton_operations()
+    # Whatever a broken installation raises: a missing library, an old LLVM, a half-written file.
+    except Exception as error:
+        return f"triton cannot be used ({type(error).__name__}: {error})"
+    return None
 
 
 def _interpreted() -> bool:
-    from triton import knobs
+    import triton
 
-    return bool(knobs.runtime.interpret)
+    return bool(triton.knobs.runtime.interpret)
 
 
 def _device_refusal(device: torch.device) -> str | None:

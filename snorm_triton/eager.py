@@ -29,7 +29,7 @@ def normalize(
     """``weight / sigma`` in ``dtype`` and the weight's layout, and the u, v and sigma it took.
 
     Those of :func:`power_step`, or without iterations of :func:`estimate`; all of them fresh.
-    ``buffers`` are overwritten: none, (sigma,), or (u, v, sigma).
+    ``buffers`` are overwritten: none, or those of u, v and sigma where it iterates.
     """
     if n_power_iterations > 0:
         u, v, sigma = power_step(weight, view, u, v, n_power_iterations)
@@ -37,7 +37,7 @@ def normalize(
         u, v, sigma = estimate(weight, view, u, v, eps)
     if buffers:
         sigma_written = sigma.abs() if sigma.is_complex() else sigma
-        torch._foreach_copy_(list(buffers), [u, v, sigma_written][-len(buffers) :])
+        torch._foreach_copy_(list(buffers), [u, v, sigma_written])
     return rescale(weight, sigma, dtype), u, v, sigma
 
 
@@ -73,6 +73,13 @@ def estimate(
 def rescale(weight: Tensor, sigma: Tensor, dtype: torch.dtype) -> Tensor:
     """``weight / sigma`` in ``dtype`` and the weight's layout; divided by 1 where sigma is zero."""
     return (in_dtype_of(weight, sigma) / nonzero(sigma)).to(dtype)
+
+
+def replay(
+    weight: Tensor, view: MatrixView, u: Tensor, v: Tensor, sigma: Tensor, dtype: torch.dtype
+) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+    """:func:`rescale`, and copies of u, v and sigma, which a later iteration may overwrite."""
+    return rescale(weight, sigma, dtype), u.clone(), v.clone(), sigma.clone()
 
 
 def rescale_backward(

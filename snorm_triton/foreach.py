@@ -20,7 +20,7 @@ from torch.nn.parameter import Parameter
 from torch.nn.utils import parametrize
 from torch.nn.utils.parametrize import ParametrizationList
 
-from . import recomputation, transforms, updates
+from . import recomputation, streams, transforms, updates
 from .functional import normalize_together
 from .normalization import SpectralNormalized
 from .parametrization import SpectralNormParametrization
@@ -55,6 +55,10 @@ class TracedWeight:
             and (self.with_grad or not torch.is_grad_enabled())
         )
 
+    def hand_over(self) -> Tensor:
+        """The normalized weight: the compiler orders what is done with it."""
+        return self.weight_sn
+
 
 class PreparedWeight:
     """A normalized weight, and what must still be so for it to be handed out."""
@@ -70,6 +74,7 @@ class PreparedWeight:
         self.weight_sn = normalized.weight_sn
         self.version = version(normalized.weight_sn)
         self.state = State(normalized.u, normalized.v, normalized.sigma.detach())
+        self.stream = streams.current(weight.device)
         self.forward = forward
         self.conditions = self._conditions(weight, parametrization)
         self.with_grad = torch.is_grad_enabled()
@@ -98,6 +103,12 @@ class PreparedWeight:
             and self._conditions(weight, parametrization) == self.conditions
             and _is_running(self.forward)
         )
+
+    def hand_over(self) -> Tensor:
+        """The normalized weight, for whatever the current stream does with it."""
+        if self.stream is not None:
+            streams.hand_over(self.weight_sn, self.stream)
+        return self.weight_sn
 
 
 def attach(model: nn.Module, everywhere: bool) -> None:

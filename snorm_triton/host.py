@@ -50,7 +50,7 @@ def normalize(
         sigma = torch.dot(u, _matvec(operand, columns))
     v = view.columns_to_logical(columns)
     if buffers:
-        torch._foreach_copy_(buffers, (u, v, sigma)[-len(buffers) :])
+        torch._foreach_copy_(buffers, (u, v, sigma))
     return rescale(weight, sigma, dtype), u, v, sigma
 
 
@@ -61,6 +61,13 @@ def rescale(weight: Tensor, sigma: Tensor, dtype: torch.dtype) -> Tensor:
     # Half precision over a float32 scalar is divided in float32 and rounded once.
     weight_sn = torch.div(weight, _nonzero(sigma), out=huge_pages_like(weight, weight.dtype))
     return weight_sn if weight_sn.dtype == dtype else weight_sn.to(dtype)
+
+
+def replay(
+    weight: Tensor, view: MatrixView, u: Tensor, v: Tensor, sigma: Tensor, dtype: torch.dtype
+) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+    """As :func:`snorm_triton.eager.replay`."""
+    return rescale(weight, sigma, dtype), u.clone(), v.clone(), sigma.clone()
 
 
 def rescale_backward(

@@ -41,7 +41,7 @@ class Request(NamedTuple):
     eps: float
     dtype: torch.dtype
     backend: str
-    buffers: tuple[Tensor, ...] = ()  # overwritten with the new state: (sigma,) or (u, v, sigma)
+    buffers: tuple[Tensor, ...] = ()  # overwritten with the new state: none, or (u, v, sigma)
     sigma: Tensor | None = None  # to be taken as it is, with u and v
     due: Tensor | None = None  # iterate only where this is not zero, and then make it zero
 
@@ -54,12 +54,9 @@ def normalize(request: Request) -> SpectralNormalized:
         return SpectralNormalized((weight * 1).to(dtype), u, v, u.new_zeros(()))
     ops = operations(weight, request.backend)
     dense, view = in_matrix_layout(weight, dim)
-    if request.sigma is None:
-        call = _call(request, dense, view)
-        weight_sn, u, v, sigma = without_autocast(weight.device.type, ops.normalize, *call)
-    else:
-        u, v, sigma = request.u.clone(), request.v.clone(), request.sigma.clone()
-        weight_sn = ops.rescale(dense.detach(), sigma, dtype)
+    operation = ops.normalize if request.sigma is None else ops.replay
+    call = _call(request, dense, view)
+    weight_sn, u, v, sigma = without_autocast(weight.device.type, operation, *call)
     if torch.is_grad_enabled() and weight.requires_grad:
         if weight.is_complex():
             weight_sn, sigma = rescale_in_torch(weight, u, v, dim, dtype)
@@ -69,25 +66,30 @@ def normalize(request: Request) -> SpectralNormalized:
     return SpectralNormalized(weight_sn, u, v, sigma)
 
 
-def normalize_together(requests: Sequence[Request]) -> list[SpectralNormalized]:
+def normalize_together(
+    requests: Sequence[Request], apart: bool = False
+) -> list[SpectralNormalized]:
     """As :func:`normalize` of each, in as few launches and autograd nodes as can be.
 
-    One power iteration of any number of weights of one device and dtype is three launches. Their
-    gradients come in buckets of up to ``BUCKET_BYTES``, so that the first need not wait for all.
+    On a GPU one power iteration of any number of weights, of one device and dtype, is three
+    launches, their evaluation two, their replay one. Their gradients come in buckets of up to
+    ``BUCKET_BYTES``, so that the first need not wait for all. Results share memory, unless they
+    must lie ``apart``.
     """
     results: dict[int, SpectralNormalized] = {}
-    groups: dict[tuple[Operations, torch.device, torch.dtype, torch.dtype], list[int]] = {}
+    groups: dict[tuple[Operations, torch.device, bool], list[int]] = {}
     for i, request in enumerate(requests):
         weight = request.weight
-        if weight.numel() == 0 or weight.is_complex() or request.sigma is not None:
+        if weight.numel() == 0 or weight.is_complex():
             results[i] = normalize(request)
         else:
-            kind = (operations(weight, request.backend), weight.device, weight.dtype, request.dtype)
+            kind = (operations(weight, request.backend), weight.device, request.sigma is None)
             groups.setdefault(kind, []).append(i)
-    for (ops, device, _, _), members in groups.items():
+    for (ops, device, is_new), members in groups.items():
         places = [in_matrix_layout(requests[i].weight, requests[i].dim) for i in members]
         calls = [_call(requests[i], *place) for i, place in zip(members, places, strict=True)]
-        outputs = without_autocast(device.type, ops.foreach_normalize, calls)
+        operation = ops.foreach_normalize if is_new else ops.foreach_replay
+        outputs = without_autocast(device.type, operation, calls, apart)
         differentiable = []
         for i, (dense, view), output in zip(members, places, outputs, strict=True):
             results[i] = SpectralNormalized(*output)
@@ -116,8 +118,10 @@ def _buckets(members: Sequence[tuple[int, Estimate]]) -> Iterator[Sequence[tuple
 
 
 def _call(request: Request, dense: Tensor, view: MatrixView) -> tuple[Any, ...]:
-    """The arguments of ``Operations.normalize``, of which no gradient is taken."""
-    _, u, v, _, n_power_iterations, eps, dtype, _, buffers, *_ = request
+    """The arguments of ``Operations.normalize``, or ``replay``: no gradient is taken of them."""
+    _, u, v, _, n_power_iterations, eps, dtype, _, buffers, sigma, _ = request
+    if sigma is not None:
+        return dense.detach(), view, u, v, sigma, dtype
     return dense.detach(), view, u, v, n_power_iterations, eps, dtype, buffers
 
 

@@ -41,7 +41,7 @@ def normalize_together(requests: Sequence[Request]) -> list[SpectralNormalized]:
     results: dict[int, SpectralNormalized] = {}
     written: dict[bool, list[Tensor]] = {True: [], False: []}  # by whether versions are to tell
     values: dict[bool, list[Tensor]] = {True: [], False: []}
-    kinds = [(r.weight.device, r.dtype, r.backend, r.due is None) for r in requests]
+    kinds = [(r.weight.device, r.weight.dtype, r.dtype, r.backend, r.due is None) for r in requests]
     for kind in dict.fromkeys(kinds):
         members = [i for i, each in enumerate(kinds) if each == kind]
         alike = [requests[i] for i in members]
@@ -56,7 +56,7 @@ def normalize_together(requests: Sequence[Request]) -> list[SpectralNormalized]:
             [request.eps for request in alike],
             [request.due for request in alike if request.due is not None],
             [len(request.buffers) > 0 for request in alike],
-            *kind[1:3],
+            *kind[2:4],
         )
         for i, request, *outputs in zip(members, alike, *lists, strict=True):
             weight_sn, u, v, sigma = outputs
@@ -72,7 +72,7 @@ def normalize_together(requests: Sequence[Request]) -> list[SpectralNormalized]:
             tells = request.due is None
             if request.buffers:
                 written[tells] += request.buffers
-                values[tells] += state[-len(request.buffers) :]
+                values[tells] += state
             if request.due is not None:
                 written[tells].append(request.due)
                 values[tells].append(torch.zeros_like(request.due))
@@ -138,13 +138,12 @@ def _normalize(
     with torch.no_grad():
         outputs = [
             [x.clone() if x is given else x for x, given in zip(output, request, strict=False)]
-            for output, request in zip(normalize_eagerly(requests), requests, strict=True)
+            for output, request in zip(
+                normalize_eagerly(requests, apart=True), requests, strict=True
+            )
         ]
-        if due and not in_backward:
-            outputs = [
-                _where_due(flag, output, request, sigma)
-                for flag, output, request, sigma in zip(due, outputs, requests, sigmas, strict=True)
-            ]
+        if due and not in_backward and not _on_host(due[0]):
+            outputs = _where_due(due, outputs, requests, sigmas)
     for owner, (_, u, v, sigma) in zip(owners, outputs, strict=True):
         if owner is not None and checkpoints:
             state = recomputation.State(u.clone(), v.clone(), sigma.clone())
@@ -158,17 +157,21 @@ def _on_host(due: Tensor) -> bool:
     return due.device.type == "cpu"
 
 
-def _where_due(due: Tensor, output: list[Tensor], request: Request, sigma: Tensor) -> list[Tensor]:
-    """``output``, or where the flag says so what the state before it gives, on the device."""
-    if _on_host(due):
-        return output
-    ops = operations(request.weight, request.backend)
-    weight, _ = in_matrix_layout(request.weight, request.dim)
-    state = [
-        torch.where(due > 0, new, old)
-        for new, old in zip(output[1:], (request.u, request.v, sigma), strict=True)
-    ]
-    return [ops.rescale(weight, state[2], request.dtype), *state]
+def _where_due(
+    due: list[Tensor],
+    outputs: list[list[Tensor]],
+    requests: list[Request],
+    sigmas: list[Tensor],
+) -> list[list[Tensor]]:
+    """``outputs``, or where a flag is down what the state before gives, decided on the device."""
+    replayed = []
+    for flag, (_, *state), request, sigma in zip(due, outputs, requests, sigmas, strict=True):
+        before = request.u, request.v, sigma
+        u, v, sigma = (
+            torch.where(flag > 0, new, old) for new, old in zip(state, before, strict=True)
+        )
+        replayed.append(request._replace(u=u, v=v, sigma=sigma))
+    return [list(each) for each in normalize_eagerly(replayed, apart=True)]
 
 
 def _fake_normalize(

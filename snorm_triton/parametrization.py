@@ -24,14 +24,14 @@ class Prepared(Protocol):
     """A weight normalized ahead of its access, where a model's are normalized together."""
 
     @property
-    def weight_sn(self) -> Tensor: ...
-
-    @property
     def state(self) -> State | None:
         """What it was divided by; None where torch.compile traces it."""
 
     def serves(self, weight: Tensor, parametrization: SpectralNormParametrization) -> bool:
-        """Whether an access to ``weight`` here and now gets ``weight_sn``."""
+        """Whether an access to ``weight`` here and now gets what was prepared."""
+
+    def hand_over(self) -> Tensor:
+        """The normalized weight, safe to use on the current stream."""
 
 
 class SpectralNormParametrization(SingularVectors):
@@ -189,7 +189,7 @@ class SpectralNormParametrization(SingularVectors):
 
     def _serve(self, prepared: Prepared, weight: Tensor) -> Tensor:
         """What an access to ``weight`` gets of it."""
-        state, weight_sn = prepared.state, prepared.weight_sn
+        state, weight_sn = prepared.state, prepared.hand_over()
         if state is None:
             return weight_sn
         if not torch.is_grad_enabled() or recomputation.is_possible():

@@ -73,7 +73,7 @@ def normalize(request: Request) -> SpectralNormalized:
     if request.buffers:
         buffers = [plain(buffer) for buffer in request.buffers]
         written = [u, v, sigma.abs() if sigma.is_complex() else sigma]
-        torch._foreach_copy_(buffers, written[-len(buffers) :])
+        torch._foreach_copy_(buffers, written)
     # A rank may hold nothing of the weight, for which no kernel is launched.
     rescale = operations(dense, request.backend).rescale if dense.numel() else eager.rescale
     shard_sn: Tensor

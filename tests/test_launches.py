@@ -12,6 +12,9 @@ from snorm_triton import SpectralNormParametrization, apply_spectral_norm, spect
 pytestmark = [
     pytest.mark.interpreted,
     pytest.mark.filterwarnings("ignore:.*encountered:RuntimeWarning"),
+    # As dynamo looks at its inputs.
+    pytest.mark.filterwarnings("ignore:The .grad attribute:UserWarning"),
+    pytest.mark.filterwarnings("ignore:.*torch.jit"),
 ]
 ITERATION = ["foreach_power", "foreach_reduce", "foreach_finish"]
 GRADIENT = ["foreach_grad_dot", "foreach_grad_apply"]
@@ -55,6 +58,62 @@ def loss_of(weights):
 @pytest.mark.parametrize("count", [2, 5, 17])
 def test_a_model_of_any_number_of_layers_is_three_launches_and_two(count):
     model = apply_spectral_norm(Weights(layers(count)), foreach=True, backend="triton")
+    with counted_launches() as forward:
+        weights = model()
+    assert forward == ITERATION
+    with counted_launches() as backward:
+        loss_of(weights).backward()
+    assert backward == GRADIENT
+
+
+def compiled(model):
+    run = torch.compile(model, backend="aot_eager")
+    run()
+    return run
+
+
+@pytest.mark.parametrize("count", [2, 5, 17])
+def test_compiled_code_makes_as_few(count):
+    torch.compiler.reset()
+    run = compiled(apply_spectral_norm(Weights(layers(count)), foreach=True, backend="triton"))
+    with counted_launches() as forward:
+        weights = run()
+    assert forward == ITERATION
+    with counted_launches() as backward:
+        loss_of(weights).backward()
+    assert backward == GRADIENT
+
+
+@pytest.mark.parametrize("run", [lambda model: model, compiled], ids=["eager", "compiled"])
+@pytest.mark.parametrize("count", [2, 5, 17])
+def test_an_evaluation_is_two_launches(count, run):
+    torch.compiler.reset()
+    model = apply_spectral_norm(Weights(layers(count)), foreach=True, backend="triton").eval()
+    run = run(model)
+    with counted_launches() as forward:
+        run()
+    assert forward == ["foreach_estimate_parts", "foreach_finish_estimate"]
+
+
+@pytest.mark.parametrize("run", [lambda model: model, compiled], ids=["eager", "compiled"])
+@pytest.mark.parametrize("count", [2, 5, 17])
+def test_a_replay_is_one_launch(count, run):
+    torch.compiler.reset()
+    options = {"foreach": True, "backend": "triton", "power_iter": "update"}
+    model = apply_spectral_norm(Weights(layers(count)), **options)
+    run = run(model)
+    run()
+    with counted_launches() as forward:
+        run()
+    assert forward == ["foreach_divide_and_copy_state"]
+
+
+@pytest.mark.parametrize("warm", [True, False], ids=["after a forward", "at once"])
+def test_a_captured_graph_holds_the_same_launches(warm, monkeypatch):
+    model = apply_spectral_norm(Weights(layers(5)), foreach=True, backend="triton")
+    if warm:
+        loss_of(model()).backward()
+    monkeypatch.setattr("snorm_triton.kernels.launch.is_capturing", lambda device: True)
     with counted_launches() as forward:
         weights = model()
     assert forward == ITERATION

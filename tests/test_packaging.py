@@ -79,6 +79,34 @@ def test_works_without_triton(tmp_path: Path) -> None:
     run_python(code, [INSTALL_ROOT], tmp_path)
 
 
+@pytest.mark.parametrize(
+    ("triton", "reason"),
+    [
+        ("raise ImportError('libcuda.so is missing')", "ImportError: libcuda.so is missing"),
+        ("__version__ = '2.0'", "AttributeError: .*knobs"),
+    ],
+    ids=["broken", "too old"],
+)
+def test_a_triton_that_cannot_be_used_is_a_reason(tmp_path: Path, triton: str, reason: str) -> None:
+    (tmp_path / "triton.py").write_text(triton)
+    code = f"""
+import re, torch
+import snorm_triton
+from snorm_triton import dispatch
+choice = dispatch._select(torch.device("cuda"), torch.float32, False, "auto", "")
+assert choice.backend == "torch" and re.search({reason!r}, choice.reason), choice
+layer = torch.nn.Linear(3, 2)
+try:
+    snorm_triton.spectral_norm(layer, backend="triton")
+except ValueError as error:
+    assert re.search({reason!r}, str(error)), error
+else:
+    raise AssertionError
+assert not hasattr(layer, "parametrizations")
+"""
+    run_python(code + NORMALIZE_A_LAYER, [tmp_path, INSTALL_ROOT], tmp_path)
+
+
 def test_import_is_lean(tmp_path: Path) -> None:
     code = """
 import sys, torch

@@ -89,6 +89,14 @@ def test_a_non_finite_weight_shows_but_does_not_stay(layer, bad, elements):
     assert (layer.weight - expected.weight_sn).norm() < 1e-6 * expected.weight_sn.norm()
 
 
+@pytest.mark.parametrize("vector", ["_u", "_v"])
+def test_vectors_that_are_not_finite_show_in_evaluation(layer, vector):
+    with torch.no_grad():
+        getattr(layer.parametrizations.weight[0], vector)[0] = float("nan")
+    assert layer.eval().weight.isnan().all()
+    assert sigmas(layer)["weight"].isnan()
+
+
 @pytest.mark.parametrize(("shape", "dim"), [((21, 3, 3, 5), 0), ((6, 5, 2), 1)])
 @pytest.mark.parametrize("scale", [1e-30, 1e-19, 1e-15, 1e-10, 1e10, 1e15, 1e19, 1e30])
 def test_the_scale_of_the_weight_does_not_matter(scale, shape, dim, backend, relative_error):

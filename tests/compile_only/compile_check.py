@@ -23,7 +23,15 @@ from triton.backends.compiler import GPUTarget
 from triton.compiler import ASTSource
 from triton.runtime.jit import JITFunction
 
-from snorm_triton.kernels import config, gradient, launch, normalize, rescale, together
+from snorm_triton.kernels import (
+    config,
+    gradient,
+    launch,
+    normalize,
+    rescale,
+    together,
+    together_backward,
+)
 from snorm_triton.matrix_view import in_matrix_layout
 
 TARGETS = {
@@ -77,6 +85,7 @@ class Variant:
     constants: tuple[tuple[str, Any], ...]
     aligned: tuple[str, ...]
     num_warps: int
+    fuses: bool  # products into sums
     widest: bool  # the matrix's rows allow accesses of 16 bytes
 
     @property
@@ -144,9 +153,13 @@ def run_every_launcher(
                     weight, view, u, v, n_power_iterations, 1e-12, dtype
                 )
             grad = rescale.rescale(weight, sigma, dtype)
+            rescale.replay(weight, view, u, v, sigma, dtype)
             gradient.rescale_backward(grad, weight, view, u, v, sigma)
-    together.foreach_normalize([(weight, view, u, v, 2, 1e-12, dtype, (u, v, sigma))] * 3)
-    together.foreach_rescale_backward([(grad, weight, view, u, v, sigma)] * 3)
+    for n_power_iterations, buffers in ((2, (u, v, sigma)), (2, ()), (0, ())):
+        call = (weight, view, u, v, n_power_iterations, 1e-12, dtype, buffers)
+        together.foreach_normalize([call] * 3, apart=not buffers)
+    together.foreach_replay([(weight, view, u, v, sigma, dtype)] * 3)
+    together_backward.foreach_rescale_backward([(grad, weight, view, u, v, sigma)] * 3)
 
 
 @contextmanager
@@ -168,6 +181,7 @@ def caught_launches(layout: str, warp_size: int) -> Iterator[list[Variant]]:
 def variant_of(kernel: JITFunction, layout: str, arguments: dict[str, Any]) -> Variant:
     """What Triton specializes a launch on: types, ones, multiples of 16 and constexprs."""
     num_warps = arguments.pop("num_warps", 4)
+    fuses = arguments.pop("enable_fp_fusion", True)
     signature, constants, aligned = [], [], []
     for parameter in kernel.params:
         name, value = parameter.name, arguments[parameter.name]
@@ -187,7 +201,7 @@ def variant_of(kernel: JITFunction, layout: str, arguments: dict[str, Any]) -> V
     itemsize = min(x.itemsize for x in arguments.values() if isinstance(x, torch.Tensor))
     takes_matrix = arguments.get("RESCALES", True) and name != "foreach_reduce"
     widest = takes_matrix and allows_widest(arguments, itemsize)
-    compiled_as = tuple(signature), tuple(constants), tuple(aligned), num_warps, widest
+    compiled_as = tuple(signature), tuple(constants), tuple(aligned), num_warps, fuses, widest
     return Variant(module, name, layout, *compiled_as)
 
 
@@ -201,7 +215,7 @@ def compile_variant(work: tuple[str, Variant]) -> dict[str, Any]:
         constexprs={index[name]: value for name, value in variant.constants},
         attrs={index[name]: [["tt.divisibility", 16]] for name in variant.aligned},
     )
-    options = {"num_warps": variant.num_warps}
+    options = {"num_warps": variant.num_warps, "enable_fp_fusion": variant.fuses}
     compiled = triton.compile(source, target=TARGETS[target], options=options)
     usage = nvidia_usage if target.startswith("sm_") else amd_usage
     costs = {"shared": compiled.metadata.shared, **usage(compiled.asm)}

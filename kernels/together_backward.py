@@ -1,0 +1,85 @@
+"""The launches for the gradients of many weights: two, for each combination of dtypes."""
+
+from __future__ import annotations
+
+from collections.abc import Hashable, Sequence
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from ..matrix_view import MatrixView
+from . import launch
+from .config import DOT_BLOCK, DOT_PROGRAMS, ELEMENTWISE_BLOCK, FOREACH_ROWS, ceil_div
+from .foreach_backward import foreach_grad_apply, foreach_grad_dot
+from .gradient import rescale_backward
+from .table import WIDE, Column, Table, sizes_of, upload
+from .together import TYPES, Call, fits_table, grouped
+
+
+def foreach_rescale_backward(calls: Sequence[Call]) -> list[Tensor]:
+    """``rescale_backward`` of each."""
+    return grouped(calls, _kind, _rescale_backward, rescale_backward)
+
+
+def _kind(
+    grad: Tensor, weight: Tensor, view: MatrixView, u: Tensor, v: Tensor, sigma: Tensor
+) -> Hashable:
+    return (grad.dtype, weight.dtype, u.dtype) if fits_table(grad, weight) else None
+
+
+def _rescale_backward(calls: Sequence[Call]) -> list[Tensor]:
+    outs = [torch.empty_like(weight) for _, weight, *_ in calls]
+    grad, weight, *_, sigma = calls[0]
+    table = _table(calls, outs)
+    arguments: dict[str, Any] = {
+        "table_ptr": table.fields,
+        "partial_ptr": sigma.new_empty(table.layers, DOT_PROGRAMS),
+        "GRAD_TYPE": TYPES[grad.dtype],
+        "WEIGHT_TYPE": TYPES[weight.dtype],
+        "LAYERS": table.layers,
+        "PROGRAMS": DOT_PROGRAMS,
+        "num_warps": 8,
+        **launch.ROUNDING,
+    }
+    with launch.on_device_of(weight):
+        foreach_grad_dot[(table.programs[0],)](**arguments, BLOCK=DOT_BLOCK)
+        foreach_grad_apply[(table.programs[1],)](
+            **arguments,
+            PERMUTES=table.permutes,
+            DOT_BLOCK=DOT_BLOCK,
+            R=FOREACH_ROWS,
+            BLOCK=ELEMENTWISE_BLOCK,
+        )
+    return outs
+
+
+def _table(calls: Sequence[Call], outs: Sequence[Tensor]) -> Table:
+    columns = []
+    for (grad, weight, view, u, v, sigma), out in zip(calls, outs, strict=True):
+        blocks = min(ceil_div(weight.numel(), DOT_BLOCK), DOT_PROGRAMS)
+        column = Column(
+            weight=weight.data_ptr(),
+            u=u.data_ptr(),
+            v=v.data_ptr(),
+            sigma=sigma.data_ptr(),
+            out=out.data_ptr(),
+            grad=grad.data_ptr(),
+            new_u=0,
+            new_v=0,
+            new_sigma=0,
+            shares=0,
+            scratch=0,
+            **sizes_of(view),
+            programs=(blocks, _apply_tiles(view), 0),
+        )
+        columns.append(column)
+    return upload(columns, outs[0].device)
+
+
+def _apply_tiles(view: MatrixView) -> int:
+    """The programs of ``foreach_grad_apply``, which takes memory in two dimensions as it likes."""
+    if view.P == 1 and view.Q % WIDE.value == 0:
+        columns = ELEMENTWISE_BLOCK // FOREACH_ROWS
+        return ceil_div(view.M, FOREACH_ROWS) * ceil_div(view.N, columns)
+    return view.P * ceil_div(view.M * view.Q, ELEMENTWISE_BLOCK)
