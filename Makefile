@@ -11,9 +11,14 @@ BENCH_ARGS :=
 GPU_ARGS :=
 TRAFFIC_ARGS :=
 DEMO_ARGS :=
+# As an old processor computes; empty, or ATEN_CPU_CAPABILITY=avx2, for another.
+CAPPED := ATEN_CPU_CAPABILITY=default MKL_ENABLE_INSTRUCTIONS=SSE4_2 ONEDNN_MAX_CPU_ISA=SSE41
+THREADS := 1
+SEED := 1
+TESTS := tests tests/compatibility
 
 .DEFAULT_GOAL := help
-.PHONY: help demo test compatibility lint compile-check traffic communication bench bench-compare gpu report clean given-python
+.PHONY: help demo test elsewhere compatibility lint compile-check traffic communication bench bench-compare gpu report clean given-python
 
 ifeq ($(origin PYTHON),file)
 READY := $(VENV)/.installed
@@ -47,6 +52,9 @@ demo: $(READY)  ## train a small SN-ResNet GAN on handwritten digits and draw wh
 test: $(READY)  ## the CPU tests, which write docs/compatibility.md, then the kernels under Triton's interpreter
 	$(PYTEST_PARALLEL) tests tests/compatibility --compatibility=docs/compatibility.md
 	TRITON_INTERPRET=1 $(PYTEST_PARALLEL) -m interpreted
+
+elsewhere: $(READY)  ## the CPU tests as other machines run them: CAPPED=, THREADS=, SEED= of the order, TESTS=
+	$(CAPPED) OMP_NUM_THREADS=$(THREADS) $(PYTEST) -n $(JOBS) -p randomly --randomly-seed=$(SEED) $(TESTS)
 
 compatibility: $(READY)  ## docs/compatibility.md alone, by the tests that it names
 	$(PYTEST_PARALLEL) tests/compatibility --compatibility=docs/compatibility.md

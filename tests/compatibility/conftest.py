@@ -74,13 +74,14 @@ def pytest_generate_tests(metafunc: pytest.Metafunc) -> None:
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    for position, item in enumerate(items):
+    for item in items:
         mark = item.get_closest_marker(PROMISE)
         if mark is not None:
             stock = mark.kwargs.get("fails") or mark.kwargs.get("lacks") or "works"
             section = (item.getparent(pytest.Module).obj.__doc__ or "").strip().splitlines()[0]
             test = item.nodeid.partition("[")[0]
-            row = {"position": position, "section": section, "test": test}
+            file, line, _ = item.location  # whatever order they run in
+            row = {"position": [file, line], "section": section, "test": test}
             item.user_properties.append((PROMISE, {**row, "feature": mark.args[0], "stock": stock}))
 
 
@@ -103,8 +104,17 @@ class Table:
 
     def pytest_sessionfinish(self, session: pytest.Session) -> None:
         if self.broken or not self.rows:
-            pytest.exit(f"{self.path} was not written: not every promise was kept", 1)
-        self.path.write_text(self.text())
+            session.exitstatus = session.exitstatus or pytest.ExitCode.TESTS_FAILED
+        else:
+            self.path.write_text(self.text())
+
+    @pytest.hookimpl(trylast=True)  # what failed, and why, comes before
+    def pytest_terminal_summary(self, terminalreporter: Any) -> None:
+        if self.broken or not self.rows:
+            which = ": " + ", ".join(self.broken) if self.broken else " or ran"
+            terminalreporter.line(
+                f"{self.path} was not written: not every promise was kept{which}", red=True
+            )
 
     def text(self) -> str:
         lines = [

@@ -6,6 +6,7 @@ import pickle
 
 import pytest
 import torch
+import torch.nn.functional as F
 from torch import multiprocessing, nn
 from torch.nn.utils import parameters_to_vector, parametrize, vector_to_parameters
 
@@ -106,6 +107,12 @@ def test_spawned_process(sn):
 def test_shared_memory(sn):
     model = model_of(sn).share_memory()
     assert all(value.is_shared() for value in model.state_dict().values())
+    # From where every buffer moves: a u of one entry, or one that has converged, may stay.
+    for name, buffer in model.named_buffers():
+        if name.endswith("_v"):
+            F.normalize(torch.randn_like(buffer), dim=0, out=buffer)
+        else:
+            buffer.zero_()
     before = {name: value.clone() for name, value in model.named_buffers()}
     model(images())
     assert all(buffer.is_shared() for buffer in model.buffers())
