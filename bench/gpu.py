@@ -159,9 +159,12 @@ def folder(path: Path) -> Path:
 def conditions(device: str | None, log: IO[bytes]) -> dict[str, Any]:
     """Asked for in another process: this one imports nothing that a fault could break."""
     command = [sys.executable, "-m", "bench.conditions", *(["--device", device] if device else [])]
-    asked = subprocess.run(command, cwd=ROOT, capture_output=True, text=True)
-    if asked.returncode:
+    try:
+        asked = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, timeout=120)
         error = asked.stderr.strip() or f"{shlex.join(command)} ended with {asked.returncode}"
+    except subprocess.TimeoutExpired:
+        asked, error = None, f"{shlex.join(command)} did not answer in 120 s"
+    if asked is None or asked.returncode:
         log.write(f"{error}\n".encode())
         sys.exit(error)
     return json.loads(asked.stdout.splitlines()[-1])  # whatever an import may print

@@ -8,6 +8,7 @@ import torch
 from torch import Tensor
 
 from ..matrix_view import MatrixView
+from ..streams import is_capturing as is_capturing
 from .config import hidden_factor
 
 # A product that is fused into one operand of a sum, and not into the other, makes the lanes that
@@ -21,11 +22,6 @@ def on_device_of(tensor: Tensor) -> AbstractContextManager[object]:
     if device.type == "cpu" or device.index == torch.accelerator.current_device_index():
         return nullcontext()
     return torch.accelerator.device_index(device.index)
-
-
-def is_capturing(device: torch.device) -> bool:
-    """Whether launches are recorded into a graph, which replays them at fixed addresses."""
-    return device.type == "cuda" and torch.cuda.is_current_stream_capturing()
 
 
 def warp_size(device: torch.device) -> int:

@@ -69,11 +69,11 @@ def plan_of(
     return _kept(layers, device, streams.current(device), out_bytes, state_bytes)
 
 
-@lru_cache(maxsize=64)
+@lru_cache(maxsize=256)
 def _kept(
     layers: tuple[Layer, ...],
     device: torch.device,
-    stream: torch.Stream | None,
+    stream: object,
     out_bytes: int,
     state_bytes: int,
 ) -> Plan:

@@ -75,6 +75,7 @@ class PreparedWeight:
         self.version = version(normalized.weight_sn)
         self.state = State(normalized.u, normalized.v, normalized.sigma.detach())
         self.stream = streams.current(weight.device)
+        self.is_captured = streams.is_capturing(weight.device)
         self.forward = forward
         self.conditions = self._conditions(weight, parametrization)
         self.with_grad = torch.is_grad_enabled()
@@ -102,12 +103,14 @@ class PreparedWeight:
             and (self.with_grad or not torch.is_grad_enabled())
             and self._conditions(weight, parametrization) == self.conditions
             and _is_running(self.forward)
+            # A graph cannot wait for what is not in it.
+            and streams.is_capturing(weight.device) == self.is_captured
         )
 
     def hand_over(self) -> Tensor:
         """The normalized weight, for whatever the current stream does with it."""
         if self.stream is not None:
-            streams.hand_over(self.weight_sn, self.stream)
+            streams.hand_over(self.stream, self.weight_sn, *self.state)
         return self.weight_sn
 
 

@@ -2,23 +2,33 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import torch
 from torch import Tensor
 
+_TYPES = ("cuda", "xpu")
 
-def current(device: torch.device) -> torch.Stream | None:
+
+def current(device: torch.device) -> Any:
     """The stream that work for ``device`` is queued on; None where there are none, as on a CPU."""
-    if device.type in ("cpu", "meta"):
+    if device.type not in _TYPES:
         return None
-    return torch.accelerator.current_stream(device)
+    return torch.get_device_module(device).current_stream(device)
 
 
-def hand_over(tensor: Tensor, made_on: torch.Stream) -> None:
-    """Let the current stream use a tensor whose memory and values come from another.
+def is_capturing(device: torch.device) -> bool:
+    """Whether launches are recorded into a graph, which replays them at fixed addresses."""
+    return device.type == "cuda" and torch.cuda.is_current_stream_capturing()
+
+
+def hand_over(made_on: Any, *tensors: Tensor) -> None:
+    """Let the current stream use tensors whose memory and values come from another.
 
     It waits for the values, and the allocator waits for it before it gives the memory away.
     """
-    now = current(tensor.device)
-    if now is not None and now != made_on:
+    now = current(tensors[0].device)
+    if now != made_on:
         now.wait_stream(made_on)
-        tensor.record_stream(now)
+        for tensor in tensors:
+            tensor.record_stream(now)

@@ -3,6 +3,7 @@
 import pytest
 import torch
 from torch import nn
+from torch.multiprocessing.reductions import StorageWeakRef
 
 from snorm_triton import apply_spectral_norm
 
@@ -55,20 +56,25 @@ def test_a_table_is_kept_from_forward_to_forward(monkeypatch):
     assert len(uploads) == 2
 
 
-def test_memory_that_a_graph_copies_from_is_given_out_once(monkeypatch):
+def test_memory_that_a_graph_copies_from_is_given_out_once_and_stays(monkeypatch):
     from snorm_triton.kernels import pinned
 
-    def empty(size, pin_memory, **options):
-        assert pin_memory
-        return torch.arange(size, **options)
+    empty, slabs = torch.empty, []
 
-    monkeypatch.setattr(pinned, "_rest", None)
-    monkeypatch.setattr(pinned.torch, "empty", empty)
-    pinned.prepare()
-    first, second = pinned.take(64), pinned.take(32)
-    assert (first.tolist(), second.tolist()) == (list(range(64)), list(range(64, 96)))
-    rest = pinned._rest
-    pinned.prepare()
-    assert pinned._rest is rest
+    def pageable(size, pin_memory, **options):
+        assert pin_memory
+        slabs.append(StorageWeakRef((memory := empty(size, **options)).untyped_storage()))
+        return memory
+
+    monkeypatch.setattr(pinned, "_slabs", [])
+    monkeypatch.setattr(pinned.torch, "empty", pageable)
+    with torch.inference_mode():
+        pinned.prepare()
+    places = {pinned.take(1000).fill_(i).data_ptr() for i in range(100)}
+    assert len(places) == 100
+    assert len(slabs) == 1
+    for _ in range(2):  # when more than half is taken there is another, for the next capture
+        pinned.prepare()
+    assert len(slabs) == 2
     assert len(pinned.take(2**20)) == 2**20  # more than there is
-    assert pinned._rest is rest
+    assert not any(slab.expired() for slab in slabs)

@@ -8,7 +8,7 @@ import torch
 from torch import nn
 
 from snorm_triton import streams
-from whole_models import Model, normalized
+from whole_models import Model, iterations, normalized, state_of
 
 
 class Stream:
@@ -41,7 +41,8 @@ def test_another_stream_waits_for_a_prepared_weight_and_keeps_its_memory(two_str
     model(torch.randn(3, 6), meanwhile=lambda: queue.append(side))
     assert side.waited_for == [main]
     assert main.waited_for == []
-    assert recorded == [(model.last.weight.shape, side)]
+    shapes = [(5, 8), (5,), (8,), ()]  # W / sigma, and what a recomputation takes it by
+    assert recorded == [(shape, side) for shape in shapes]
 
 
 def test_the_same_stream_waits_for_nothing(two_streams):
@@ -49,3 +50,17 @@ def test_the_same_stream_waits_for_nothing(two_streams):
     normalized(nn.Sequential(Model()))(torch.randn(3, 6))
     assert main.waited_for == []
     assert recorded == []
+
+
+def test_a_graph_does_not_wait_for_what_was_prepared_outside_of_it(two_streams, monkeypatch):
+    _, side, queue, recorded = two_streams
+    model = normalized(Model())
+    before = state_of(model.last)
+
+    def capture():
+        queue.append(side)
+        monkeypatch.setattr(streams, "is_capturing", lambda device: True)
+
+    model(torch.randn(3, 6), meanwhile=capture)
+    assert side.waited_for == recorded == []
+    assert iterations(model.last, before) == 2  # once ahead, once in the graph
