@@ -65,6 +65,15 @@ def warps(elements: int, itemsize: int, warp_size: int) -> int:
     return threads // warp_size
 
 
+def finish_block(itemsize: int) -> int:
+    """Elements of W at a time where an iteration or an estimate ends: 64 bytes for each thread.
+
+    Of no more threads than VECTOR_BLOCK: more would read an element of u or v twice, the other time
+    perhaps when another thread has overwritten it.
+    """
+    return ELEMENTWISE_BLOCK * 4 // itemsize
+
+
 def holds_whole_rows(P: int, Q: int, K: int, itemsize: int) -> bool:
     """Whether ``power_rows`` takes the shape: rows fit on chip, and their runs fill a sector.
 

@@ -10,12 +10,12 @@ from torch import Tensor
 from ..matrix_view import MatrixView
 from . import launch
 from .config import (
-    ELEMENTWISE_BLOCK,
     SHARE_COLUMNS,
     SHARE_ROWS,
     VECTOR_BLOCK,
     ceil_div,
     chunk_tile,
+    finish_block,
     hidden_factor,
     holds_whole_rows,
     row_tile,
@@ -93,7 +93,8 @@ def _estimate(
 ) -> None:
     """Write the last four, in two launches."""
     M, N, numel = view.M, view.N, weight.numel()
-    tile = chunk_tile(M, N, view.Q, u.element_size(), launch.warp_size(u.device))
+    itemsize, lanes = u.element_size(), launch.warp_size(u.device)
+    tile, block = chunk_tile(M, N, view.Q, itemsize, lanes), finish_block(itemsize)
     parts = u.new_empty(3 * tile.programs)
     estimate_parts[(tile.programs,)](
         weight_ptr=weight,
@@ -110,7 +111,7 @@ def _estimate(
         num_warps=tile.num_warps,
         **launch.ROUNDING,
     )
-    finish_estimate[(ceil_div(numel, ELEMENTWISE_BLOCK),)](
+    finish_estimate[(ceil_div(numel, block),)](
         weight_ptr=weight,
         u_ptr=u,
         v_ptr=v,
@@ -125,9 +126,9 @@ def _estimate(
         N=N,
         eps=eps,
         FACTOR=hidden_factor(numel),
-        BLOCK=ELEMENTWISE_BLOCK,
+        BLOCK=block,
         VECTOR_BLOCK=VECTOR_BLOCK,
-        num_warps=warps(ELEMENTWISE_BLOCK, u.element_size(), launch.warp_size(u.device)),
+        num_warps=warps(block, itemsize, lanes),
         **launch.ROUNDING,
     )
 
@@ -176,7 +177,7 @@ def _iterate(
             num_warps=warps(SHARE_ROWS * SHARE_COLUMNS, itemsize, lanes),
             **launch.ROUNDING,
         )
-        elements, block = (numel, ELEMENTWISE_BLOCK) if is_last else (max(M, N), VECTOR_BLOCK)
+        elements, block = (numel, finish_block(itemsize)) if is_last else (max(M, N), VECTOR_BLOCK)
         finish_iteration[(ceil_div(elements, block),)](
             **arguments,
             scratch_ptr=scratch,
