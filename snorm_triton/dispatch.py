@@ -177,9 +177,7 @@ def _triton_refusal(
 def _import_refusal() -> str | None:
     """Why what is installed of Triton is of no use; imports it."""
     try:
-        import triton
-
-        triton.knobs.runtime.interpret  # noqa: B018
+        _interpreted()  # which older ones cannot say
         _triton_operations()
     # Whatever a broken installation raises: a missing library, an old LLVM, a half-written file.
     except Exception as error:
