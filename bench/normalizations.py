@@ -10,7 +10,7 @@ from torch.nn.utils import spectral_norm as torch_legacy
 from torch.nn.utils.parametrizations import spectral_norm as torch_new
 
 from snorm_triton import apply_spectral_norm, spectral_norm
-from snorm_triton.api import NORMALIZED_TYPES
+from snorm_triton.selection import NORMALIZED_TYPES
 
 OURS, PER_LAYER, FOREACH = "ours", "ours, per layer", "ours, foreach"
 NEW, LEGACY = "torch new", "torch legacy"

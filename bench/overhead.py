@@ -22,9 +22,9 @@ from bench.conditions import conditions, tree
 from bench.device import device_name, find_gpu, synchronize
 from bench.normalizations import NEW, NORMALIZATIONS, OURS
 from bench.rotation import Rotation
-from snorm_triton.dispatch import operations
 from snorm_triton.functional import normalize
-from snorm_triton.matrix_view import in_matrix_layout
+from snorm_triton.ops.dispatch import operations
+from snorm_triton.ops.matrix_view import in_matrix_layout
 
 
 def layers_of_an_access(layer: nn.Module) -> dict[str, Callable[[], object]]:

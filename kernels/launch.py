@@ -7,8 +7,8 @@ from contextlib import AbstractContextManager, nullcontext
 import torch
 from torch import Tensor
 
-from ..matrix_view import MatrixView
-from ..streams import is_capturing as is_capturing
+from ..ops.matrix_view import MatrixView
+from ..ops.streams import is_capturing as is_capturing
 from .config import hidden_factor
 
 # A product that is fused into one operand of a sum, and not into the other, makes the lanes that

@@ -7,7 +7,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from ..matrix_view import MatrixView
+from ..ops.calls import Call, Iterate, Normalized, Replay, State
+from ..ops.matrix_view import MatrixView
 from . import launch
 from .config import (
     SHARE_COLUMNS,
@@ -25,31 +26,30 @@ from .config import (
 from .estimate import estimate_parts, finish_estimate
 from .finish import finish_iteration, reduce_partials
 from .power_step import power_chunked, power_rows
+from .rescale import replay
 from .small import normalize_small
 
 
-def normalize(
-    weight: Tensor,
-    view: MatrixView,
-    u: Tensor,
-    v: Tensor,
-    n_power_iterations: int,
-    eps: float,
-    dtype: torch.dtype,
-    buffers: tuple[Tensor, ...] = (),
-) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-    """As :func:`snorm_triton.eager.normalize`."""
+def normalize(call: Call) -> Normalized:
+    """W / sigma of one weight, as :class:`snorm_triton.ops.backend.Backend` says."""
+    weight, view, u, v, step, dtype = call
+    if isinstance(step, Replay):
+        return replay(weight, view, State(u, v, step.sigma), dtype)
     out = torch.empty_like(weight, dtype=dtype)
-    fresh = torch.empty_like(u), torch.empty_like(v), u.new_empty(())
-    new_u, new_v, new_sigma = fresh
-    # The live buffers get the same values; what has none is written twice.
-    live_u, live_v, live_sigma = *fresh[: 3 - len(buffers)], *buffers
+    fresh = State(torch.empty_like(u), torch.empty_like(v), u.new_empty(()))
+    n, eps, live = 0, 0.0, None
+    if isinstance(step, Iterate):
+        n, live = step.n, step.live
+    else:
+        eps = step.eps
+    # The live state gets the same values; where there is none the fresh is written twice.
+    live_u, live_v, live_sigma = live or fresh
     arguments = {
         "weight_ptr": weight,
         "out_ptr": out,
-        "new_u_ptr": new_u,
-        "new_v_ptr": new_v,
-        "new_sigma_ptr": new_sigma,
+        "new_u_ptr": fresh.u,
+        "new_v_ptr": fresh.v,
+        "new_sigma_ptr": fresh.sigma,
         "live_u_ptr": live_u,
         "live_v_ptr": live_v,
         "live_sigma_ptr": live_sigma,
@@ -64,20 +64,20 @@ def normalize(
                 **arguments,
                 u_ptr=u,
                 v_ptr=v,
-                n_power_iterations=n_power_iterations,
+                n_power_iterations=n,
                 eps=eps,
                 **launch.layout_of(view, view.N),
-                ITERATES=n_power_iterations > 0,
+                ITERATES=n > 0,
                 BLOCK_M=tile.BLOCK_M,
                 BLOCK_N=tile.BLOCK_N,
                 num_warps=tile.num_warps,
                 **launch.ROUNDING,
             )
-        elif n_power_iterations > 0:
-            _iterate(view, u, v, n_power_iterations, arguments)
+        elif n > 0:
+            _iterate(view, u, v, n, arguments)
         else:
             _estimate(weight, view, u, v, eps, out, *fresh)
-    return out, *fresh
+    return Normalized(out, *fresh, is_written=live is not None)
 
 
 def _estimate(

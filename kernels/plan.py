@@ -7,10 +7,10 @@ from functools import lru_cache
 from typing import NamedTuple
 
 import torch
-from torch import Tensor
 
-from .. import streams
-from ..matrix_view import MatrixView
+from ..ops import streams
+from ..ops.calls import Normalized
+from ..ops.matrix_view import MatrixView
 from . import launch
 from .config import ELEMENTWISE_BLOCK, SHARE_COLUMNS, ceil_div, foreach_tile
 from .table import Column, Table, sizes_of, upload
@@ -88,14 +88,14 @@ def _in_one_piece(
 
 
 def plan_apart(
-    layers: tuple[Layer, ...], results: Sequence[Sequence[Tensor]], device: torch.device
+    layers: tuple[Layer, ...], results: Sequence[Normalized], device: torch.device
 ) -> Plan:
     """The plan with ``results``, a layer's W / sigma, u, v and sigma, wherever they are."""
     out, u = results[0][:2]
     out_bytes, state_bytes = out.element_size(), u.element_size()
     known, sizes = places_of(tuple(layer.view for layer in layers), out_bytes, state_bytes)
     places, shares = [], 0
-    for layer, place, (out_of, *state_of) in zip(layers, known, results, strict=True):
+    for layer, place, (out_of, *state_of, _) in zip(layers, known, results, strict=True):
         at = (out_of.data_ptr() - out.data_ptr()) // out_bytes
         u_at, v_at, sigma_at = ((x.data_ptr() - u.data_ptr()) // state_bytes for x in state_of)
         places.append(Place(at, u_at, v_at, sigma_at, shares, place.scratch))

@@ -7,7 +7,8 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
-from ..matrix_view import MatrixView
+from ..ops.calls import Normalized, State
+from ..ops.matrix_view import MatrixView
 from . import launch
 from .config import ELEMENTWISE_BLOCK, VECTOR_BLOCK, ceil_div, hidden_factor
 from .estimate import store_scaled
@@ -67,7 +68,7 @@ def divide_block(weight_ptr, sigma, out_ptr, block, numel, BLOCK: tl.constexpr):
 
 
 def rescale(weight: Tensor, sigma: Tensor, dtype: torch.dtype) -> Tensor:
-    """As :func:`snorm_triton.eager.rescale`."""
+    """As :class:`snorm_triton.ops.backend.Backend` says."""
     out = torch.empty_like(weight, dtype=dtype)
     with launch.on_device_of(weight):
         divide_by_sigma[(ceil_div(weight.numel(), ELEMENTWISE_BLOCK),)](
@@ -82,12 +83,11 @@ def rescale(weight: Tensor, sigma: Tensor, dtype: torch.dtype) -> Tensor:
     return out
 
 
-def replay(
-    weight: Tensor, view: MatrixView, u: Tensor, v: Tensor, sigma: Tensor, dtype: torch.dtype
-) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-    """As :func:`snorm_triton.eager.replay`."""
+def replay(weight: Tensor, view: MatrixView, state: State, dtype: torch.dtype) -> Normalized:
+    """W / sigma, and copies of u, v and sigma, which a later iteration may overwrite."""
     out = torch.empty_like(weight, dtype=dtype)
-    new_u, new_v, new_sigma = (torch.empty_like(x) for x in (u, v, sigma))
+    u, v, sigma = state
+    new_u, new_v, new_sigma = (torch.empty_like(x) for x in state)
     with launch.on_device_of(weight):
         divide_and_copy_state[(ceil_div(weight.numel(), ELEMENTWISE_BLOCK),)](
             weight_ptr=weight,
@@ -106,4 +106,4 @@ def replay(
             VECTOR_BLOCK=VECTOR_BLOCK,
             **launch.ROUNDING,
         )
-    return out, new_u, new_v, new_sigma
+    return Normalized(out, new_u, new_v, new_sigma)

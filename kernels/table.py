@@ -11,7 +11,7 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
-from ..matrix_view import MatrixView
+from ..ops.matrix_view import MatrixView
 from . import launch, pinned
 from .config import next_power_of_two
 

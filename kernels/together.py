@@ -13,6 +13,7 @@ import torch
 import triton.language as tl
 from torch import Tensor
 
+from ..ops.calls import Call, Evaluate, Iterate, Normalized, Replay
 from . import launch
 from .config import (
     ELEMENTWISE_BLOCK,
@@ -28,9 +29,8 @@ from .foreach_evaluate import (
     foreach_estimate_parts,
     foreach_finish_estimate,
 )
-from .normalize import normalize
+from .normalize import normalize as of_one_weight
 from .plan import Layer, Plan, plan_apart, plan_of
-from .rescale import replay
 from .table import Table
 
 TYPES = {
@@ -39,39 +39,35 @@ TYPES = {
     torch.float16: tl.float16,
     torch.bfloat16: tl.bfloat16,
 }
+C = TypeVar("C")
 R = TypeVar("R")
-Call = tuple[Any, ...]
-Normalized = tuple[Tensor, Tensor, Tensor, Tensor]
 
 
-def foreach_normalize(calls: Sequence[Call], apart: bool = False) -> list[Normalized]:
-    """``normalize`` of each, together those that iterate equally often or that do not.
+def normalize(calls: Sequence[Call], apart: bool = False) -> list[Normalized]:
+    """As :class:`snorm_triton.ops.backend.Backend` says: of each kind together.
 
     The results lie in one piece of memory, or ``apart``, which takes a table at each call.
     """
-    return grouped(calls, _kind_of_normalize, partial(_normalize, apart=apart), normalize)
-
-
-def foreach_replay(calls: Sequence[Call], apart: bool = False) -> list[Normalized]:
-    """``replay`` of each, as :func:`foreach_normalize`."""
-    return grouped(calls, _kind_of_replay, partial(_replay, apart=apart), replay)
+    return grouped(calls, _kind, partial(_normalize, apart=apart), of_one_weight)
 
 
 def grouped(
-    calls: Sequence[Call],
-    kind: Callable[..., Hashable],
-    together: Callable[[Sequence[Call]], Sequence[R]],
-    alone: Callable[..., R],
+    calls: Sequence[C],
+    kind: Callable[[C], Hashable],
+    together: Callable[[Sequence[C]], Sequence[R]],
+    alone: Callable[[C], R],
 ) -> list[R]:
     """The results of ``calls`` in their order: those of a kind together, those of None alone."""
+    if len(calls) == 1:
+        return [alone(calls[0])]
     alike: dict[Hashable, list[int]] = {}
     for i, call in enumerate(calls):
-        alike.setdefault(kind(*call), []).append(i)
+        alike.setdefault(kind(call), []).append(i)
     results: dict[int, R] = {}
     for each, members in alike.items():
         chosen = [calls[i] for i in members]
         is_one_launch = each is not None and len(members) > 1
-        of_kind = together(chosen) if is_one_launch else [alone(*call) for call in chosen]
+        of_kind = together(chosen) if is_one_launch else [alone(call) for call in chosen]
         results.update(zip(members, of_kind, strict=True))
     return [results[i] for i in range(len(calls))]
 
@@ -81,30 +77,20 @@ def fits_table(*tensors: Tensor) -> bool:
     return all(x.data_ptr() % 16 == 0 and x.numel() < 2**31 for x in tensors)
 
 
-def _kind_of_normalize(
-    weight: Tensor,
-    view: Any,
-    u: Tensor,
-    v: Tensor,
-    n_power_iterations: int,
-    eps: float,
-    dtype: torch.dtype,
-    buffers: tuple[Tensor, ...],
-) -> Hashable:
+def _kind(call: Call) -> Hashable:
+    weight, _, u, v, step, dtype = call
     if not fits_table(weight):
         return None
+    dtypes = weight.dtype, u.dtype, dtype
+    if isinstance(step, Replay):
+        return *dtypes, "replay"
+    if isinstance(step, Evaluate):
+        return *dtypes, step.eps
+    live = step.live
     # Buffers of another dtype than u and v, which are copies of them then, are not live.
-    is_live = len(buffers) == 3 and buffers[0] is u and buffers[1] is v
-    if buffers and not (is_live and n_power_iterations > 0 and buffers[2].dtype == u.dtype):
+    if live is not None and not (live.u is u and live.v is v and live.sigma.dtype == u.dtype):
         return None
-    eps = 0 if n_power_iterations else eps
-    return weight.dtype, u.dtype, dtype, n_power_iterations, eps, is_live
-
-
-def _kind_of_replay(
-    weight: Tensor, view: Any, u: Tensor, v: Tensor, sigma: Tensor, dtype: torch.dtype
-) -> Hashable:
-    return (weight.dtype, u.dtype, dtype) if fits_table(weight) else None
+    return *dtypes, step.n, live is None
 
 
 class Memory(NamedTuple):
@@ -127,7 +113,7 @@ def _memory(
             (torch.empty_like(w, dtype=dtype), torch.empty_like(u), torch.empty_like(v))
             for w, _, u, v, *_ in calls
         ]
-        normalized = [(*each, u.new_empty(())) for each in results]
+        normalized = [Normalized(*each, u.new_empty(())) for each in results]
         plan = plan_apart(layers, normalized, device)
         out, state, *_ = normalized[0]
         shares = u.new_empty(plan.sizes.shares)
@@ -141,15 +127,13 @@ def _memory(
 
 
 def _parts(plan: Plan, out: Tensor, state: Tensor, calls: Sequence[Call]) -> list[Normalized]:
-    return [
-        (
-            # Not views of one tensor: they would share a version counter.
-            _part(out, place.out, weight.shape, weight.stride()),
-            *state[place.u :][: view.M + view.N].split((view.M, view.N)),
-            _part(state, place.sigma, (), ()),
-        )
-        for place, (weight, view, *_) in zip(plan.places, calls, strict=True)
-    ]
+    normalized = []
+    for place, (weight, view, *_) in zip(plan.places, calls, strict=True):
+        # Not views of one tensor: they would share a version counter.
+        weight_sn = _part(out, place.out, weight.shape, weight.stride())
+        u, v = state[place.u :][: view.M + view.N].split((view.M, view.N))
+        normalized.append(Normalized(weight_sn, u, v, _part(state, place.sigma, (), ())))
+    return normalized
 
 
 def _part(memory: Tensor, place: int, shape: tuple[int, ...], stride: tuple[int, ...]) -> Tensor:
@@ -157,24 +141,29 @@ def _part(memory: Tensor, place: int, shape: tuple[int, ...], stride: tuple[int,
 
 
 def _normalize(calls: Sequence[Call], apart: bool) -> list[Normalized]:
-    layers = tuple(
-        Layer(
-            weight.data_ptr(),
-            u.data_ptr(),
-            v.data_ptr(),
-            buffers[2].data_ptr() if buffers else 0,
-            view,
-        )
-        for weight, view, u, v, _, _, _, buffers in calls
-    )
-    weight, _, _, _, n_power_iterations, eps, dtype, buffers = calls[0]
+    layers = tuple([_layer(call) for call in calls])
+    weight, _, _, _, step, dtype = calls[0]
     memory, normalized = _memory(layers, calls, dtype, apart)
     with launch.on_device_of(weight):
-        if n_power_iterations:
-            _iterate(memory, n_power_iterations, weight.dtype, is_live=len(buffers) > 0)
+        if isinstance(step, Iterate):
+            _iterate(memory, step.n, weight.dtype, is_live=step.live is not None)
+        elif isinstance(step, Evaluate):
+            _estimate(memory, step.eps, weight.dtype)
         else:
-            _estimate(memory, eps, weight.dtype)
+            _replay(memory, weight.dtype)
+    if isinstance(step, Iterate) and step.live is not None:
+        return [each._replace(is_written=True) for each in normalized]
     return normalized
+
+
+def _layer(call: Call) -> Layer:
+    weight, view, u, v, step, _ = call
+    sigma = 0
+    if isinstance(step, Replay):
+        sigma = step.sigma.data_ptr()
+    elif isinstance(step, Iterate) and step.live is not None:
+        sigma = step.live.sigma.data_ptr()
+    return Layer(weight.data_ptr(), u.data_ptr(), v.data_ptr(), sigma, view)
 
 
 def _iterate(memory: Memory, n_power_iterations: int, dtype: torch.dtype, is_live: bool) -> None:
@@ -246,22 +235,14 @@ def _estimate(memory: Memory, eps: float, dtype: torch.dtype) -> None:
     )
 
 
-def _replay(calls: Sequence[Call], apart: bool) -> list[Normalized]:
-    layers = tuple(
-        Layer(weight.data_ptr(), u.data_ptr(), v.data_ptr(), sigma.data_ptr(), view)
-        for weight, view, u, v, sigma, _ in calls
+def _replay(memory: Memory, dtype: torch.dtype) -> None:
+    foreach_divide_and_copy_state[(memory.table.programs[2],)](
+        table_ptr=memory.table.fields,
+        out_ptr=memory.out,
+        state_ptr=memory.state,
+        WEIGHT_TYPE=TYPES[dtype],
+        LAYERS=memory.table.layers,
+        BLOCK=ELEMENTWISE_BLOCK,
+        VECTOR_BLOCK=VECTOR_BLOCK,
+        **launch.ROUNDING,
     )
-    weight, *_, dtype = calls[0]
-    memory, normalized = _memory(layers, calls, dtype, apart)
-    with launch.on_device_of(weight):
-        foreach_divide_and_copy_state[(memory.table.programs[2],)](
-            table_ptr=memory.table.fields,
-            out_ptr=memory.out,
-            state_ptr=memory.state,
-            WEIGHT_TYPE=TYPES[weight.dtype],
-            LAYERS=memory.table.layers,
-            BLOCK=ELEMENTWISE_BLOCK,
-            VECTOR_BLOCK=VECTOR_BLOCK,
-            **launch.ROUNDING,
-        )
-    return normalized

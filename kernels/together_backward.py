@@ -8,27 +8,27 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from ..matrix_view import MatrixView
+from ..ops.calls import GradientCall
+from ..ops.matrix_view import MatrixView
 from . import launch
 from .config import DOT_BLOCK, DOT_PROGRAMS, ELEMENTWISE_BLOCK, FOREACH_ROWS, ceil_div
 from .foreach_backward import foreach_grad_apply, foreach_grad_dot
-from .gradient import rescale_backward
+from .gradient import rescale_backward as of_one_weight
 from .table import WIDE, Column, Table, sizes_of, upload
-from .together import TYPES, Call, fits_table, grouped
+from .together import TYPES, fits_table, grouped
 
 
-def foreach_rescale_backward(calls: Sequence[Call]) -> list[Tensor]:
-    """``rescale_backward`` of each."""
-    return grouped(calls, _kind, _rescale_backward, rescale_backward)
+def rescale_backward(calls: Sequence[GradientCall]) -> list[Tensor]:
+    """As :class:`snorm_triton.ops.backend.Backend` says."""
+    return grouped(calls, _kind, _rescale_backward, of_one_weight)
 
 
-def _kind(
-    grad: Tensor, weight: Tensor, view: MatrixView, u: Tensor, v: Tensor, sigma: Tensor
-) -> Hashable:
-    return (grad.dtype, weight.dtype, u.dtype) if fits_table(grad, weight) else None
+def _kind(call: GradientCall) -> Hashable:
+    grad, weight = call.grad, call.weight
+    return (grad.dtype, weight.dtype, call.u.dtype) if fits_table(grad, weight) else None
 
 
-def _rescale_backward(calls: Sequence[Call]) -> list[Tensor]:
+def _rescale_backward(calls: Sequence[GradientCall]) -> list[Tensor]:
     outs = [torch.empty_like(weight) for _, weight, *_ in calls]
     grad, weight, *_, sigma = calls[0]
     table = _table(calls, outs)
@@ -54,7 +54,7 @@ def _rescale_backward(calls: Sequence[Call]) -> list[Tensor]:
     return outs
 
 
-def _table(calls: Sequence[Call], outs: Sequence[Tensor]) -> Table:
+def _table(calls: Sequence[GradientCall], outs: Sequence[Tensor]) -> Table:
     columns = []
     for (grad, weight, view, u, v, sigma), out in zip(calls, outs, strict=True):
         blocks = min(ceil_div(weight.numel(), DOT_BLOCK), DOT_PROGRAMS)

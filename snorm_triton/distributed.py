@@ -11,9 +11,9 @@ from torch.distributed.tensor import DTensor
 from torch.distributed.tensor.parallel import ParallelStyle
 from torch.distributed.tensor.parallel import parallelize_module as torch_parallelize_module
 
-from .parametrization import SpectralNormParametrization
-from .sharded import broadcast, check
-from .wrapper import SpectralNormWrapper
+from .modules.wrapper import SpectralNormWrapper
+from .ops.modes.sharded import broadcast, check
+from .parametrizations.spectral_norm import SpectralNormParametrization
 
 M = TypeVar("M", bound=nn.Module)
 
@@ -59,7 +59,7 @@ def parallelize_module(
             if not isinstance(weight, DTensor):
                 continue
             for each in parametrizations:
-                check(weight, each.backend)
+                check(weight, each.options.backend)
                 if src_data_rank is not None:
                     broadcast(weight.device_mesh, *each.buffers(), source=src_data_rank)
     finally:

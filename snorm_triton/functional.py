@@ -4,16 +4,28 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from math import prod
+from typing import NamedTuple
 
 import torch
 from torch import Tensor
 
-from . import normalization, operators, transformed, transforms
-from .autograd import differentiable_sigma
-from .dispatch import is_sharded
-from .normalization import Request, SpectralNormalized
+from .ops.autograd import differentiable_sigma
+from .ops.calls import Access, Evaluate, Iterate, Normalized
+from .ops.dispatch import is_sharded
+from .ops.modes import compiled, composite, eager
+from .torch_internals import functorch
+from .torch_internals.tracing import is_tracing
 
 __all__ = ["SpectralNormalized", "l2_normalize", "spectral_normalize"]
+
+
+class SpectralNormalized(NamedTuple):
+    """What :func:`spectral_normalize` returns; ``weight_sn`` and ``sigma`` are differentiable."""
+
+    weight_sn: Tensor
+    u: Tensor
+    v: Tensor
+    sigma: Tensor
 
 
 def spectral_normalize(
@@ -64,14 +76,13 @@ def spectral_normalize(
     """
     _check(weight, u, v, dim, n_power_iterations, dtype)
     dim %= weight.ndim
-    weight_sn, taken_u, taken_v, sigma = normalize(
-        Request(
+    weight_sn, taken_u, taken_v, sigma, _ = normalize(
+        Access(
             weight,
             u.detach().contiguous(),
             v.detach().contiguous(),
             dim,
-            n_power_iterations,
-            eps,
+            Iterate(n_power_iterations) if n_power_iterations else Evaluate(eps),
             dtype or weight.dtype,
             backend,
         )
@@ -84,35 +95,31 @@ def spectral_normalize(
     return SpectralNormalized(weight_sn, u, v, sigma)
 
 
-def normalize(request: Request) -> SpectralNormalized:
-    """As :func:`spectral_normalize`; u and v are those it took, and sigma of a real weight may have
-    no gradient.
+def normalize(access: Access) -> Normalized:
+    """W / sigma in the way that this moment of torch asks for.
+
+    As :func:`spectral_normalize`, but that u and v are those it took, and sigma of a real weight
+    may have no gradient.
     """
-    if is_sharded(request.weight):
-        from .sharded import normalize as normalize_sharded
+    if is_sharded(access.weight):
+        from .ops.modes import sharded
 
-        normalized: SpectralNormalized = normalize_sharded(request)
+        normalized: Normalized = sharded.normalize(access)
         return normalized
-    if transforms.active():
-        return transformed.normalize(request)
+    if functorch.active():
+        return composite.normalize(access)
     if torch.compiler.is_compiling():
-        return normalize_together([request])[0]
-    if torch._C._is_tracing():  # torch.jit.trace, which takes tensors for what is in the graph
-        return normalization.normalize_in_torch(request)
-    return normalization.normalize(request)
+        return compiled.normalize_together([access])[0]
+    if is_tracing():  # which takes tensors for what is in the graph
+        return composite.normalize(access)
+    return eager.normalize(access)
 
 
-def normalize_together(requests: Sequence[Request]) -> list[SpectralNormalized]:
+def normalize_together(accesses: Sequence[Access]) -> list[Normalized]:
     """As :func:`normalize` of each, in as few launches, operators and autograd nodes as can be."""
-    if not torch.compiler.is_compiling():
-        return normalization.normalize_together(requests)
-    opaque = [i for i, request in enumerate(requests) if operators.takes(request)]
-    outputs = operators.normalize_together([requests[i] for i in opaque])
-    results = dict(zip(opaque, outputs, strict=True))
-    return [
-        results[i] if i in results else normalization.normalize_in_torch(request)
-        for i, request in enumerate(requests)
-    ]
+    if torch.compiler.is_compiling():
+        return compiled.normalize_together(accesses)
+    return eager.normalize_together(accesses)
 
 
 def l2_normalize(weight: Tensor, eps: float = 1e-12) -> tuple[Tensor, Tensor]:
@@ -124,7 +131,7 @@ def l2_normalize(weight: Tensor, eps: float = 1e-12) -> tuple[Tensor, Tensor]:
     if weight.numel() == 0:
         return weight * 1, weight.new_zeros((), dtype=weight.abs().dtype)
     if is_sharded(weight):
-        from .sharded import check
+        from .ops.modes.sharded import check
 
         check(weight)
     is_zero = (weight == 0).all()

@@ -143,7 +143,7 @@ def test_the_backend_report_says_why():
 
 
 def test_the_environment_sets_the_default_backend():
-    script = "import torch, snorm_triton.dispatch as d; print(*d.select(torch.ones(2, 2)))"
+    script = "import torch, snorm_triton.ops.dispatch as d; print(*d.select(torch.ones(2, 2)))"
     environment = os.environ | {"SNORM_TRITON_BACKEND": "torch"}
     command = [sys.executable, "-W", "ignore", "-c", script]
     run = subprocess.run(command, env=environment, capture_output=True, text=True, check=True)

@@ -11,10 +11,14 @@ import snorm_triton
 MODULES = [
     "snorm_triton.api",
     "snorm_triton.checkpoint",
-    "snorm_triton.conversion",
+    "snorm_triton.modules.conversion",
     "snorm_triton.functional",
-    "snorm_triton.monitor",
-    "snorm_triton.wrapper",
+    "snorm_triton.modules.folding",
+    "snorm_triton.modules.torch_patch",
+    "snorm_triton.ops.recomputation",
+    "snorm_triton.reports",
+    "snorm_triton.selection",
+    "snorm_triton.modules.wrapper",
     "snorm_triton.models.sn_resnet",
     "snorm_triton.models.sn_dcgan",
 ]

@@ -10,7 +10,7 @@ from torch import nn
 from torch.nn.parameter import is_lazy
 
 from snorm_triton import apply_spectral_norm, remove_spectral_norm, sigmas, spectral_norm
-from snorm_triton.loading import before_load
+from snorm_triton.modules.loading import before_load
 from snorm_triton.reference import largest_singular_value
 
 

@@ -7,7 +7,7 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
-from snorm_triton.matrix_view import in_matrix_layout, like_weight, matrix_view
+from snorm_triton.ops.matrix_view import in_matrix_layout, like_weight, matrix_view
 from snorm_triton.reference import as_matrix
 
 shapes = st.lists(st.integers(1, 3), min_size=2, max_size=5).map(tuple)

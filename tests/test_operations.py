@@ -6,8 +6,9 @@ import pytest
 import torch
 import torch.nn.functional as F
 
-from snorm_triton import host, reference
+from snorm_triton import reference
 from snorm_triton.functional import spectral_normalize, state_dtype
+from snorm_triton.ops import torch_cpu
 
 # name: shape, dim, memory format
 LAYOUTS = {
@@ -81,9 +82,9 @@ def test_blocks_come_out_as_one_piece(layout, dtype, scale, monkeypatch, relativ
         scale = 2.0**-6
     weight = (weight.detach() * scale).requires_grad_()
     results = []
-    for block, cache in ((host._BLOCK, host._CACHE), (64, 0)):
-        monkeypatch.setattr(host, "_BLOCK", block)
-        monkeypatch.setattr(host, "_CACHE", cache)
+    for block, cache in ((torch_cpu._BLOCK, torch_cpu._CACHE), (64, 0)):
+        monkeypatch.setattr(torch_cpu, "_BLOCK", block)
+        monkeypatch.setattr(torch_cpu, "_CACHE", cache)
         ours = spectral_normalize(weight, u, v, dim=dim, backend="torch")
         (grad_weight,) = torch.autograd.grad(ours.weight_sn, weight, grad)
         results.append((ours.sigma, ours.u, ours.v, ours.weight_sn, grad_weight))

@@ -92,7 +92,7 @@ def test_a_triton_that_cannot_be_used_is_a_reason(tmp_path: Path, triton: str, r
     code = f"""
 import re, torch
 import snorm_triton
-from snorm_triton import dispatch
+from snorm_triton.ops import dispatch
 choice = dispatch._select(torch.device("cuda"), torch.float32, False, "auto", "")
 assert choice.backend == "torch" and re.search({reason!r}, choice.reason), choice
 layer = torch.nn.Linear(3, 2)

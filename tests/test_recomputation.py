@@ -9,8 +9,9 @@ import torch
 from torch import nn
 from torch.utils.checkpoint import checkpoint, create_selective_checkpoint_contexts
 
-from snorm_triton import apply_spectral_norm, recomputation, spectral_norm
+from snorm_triton import apply_spectral_norm, spectral_norm
 from snorm_triton.functional import spectral_normalize
+from snorm_triton.ops import recomputation
 
 # As torch imports itself.
 pytestmark = pytest.mark.filterwarnings("ignore:.*torch.jit")
@@ -230,12 +231,12 @@ def test_two_forwards_of_checkpoints_inside_compiled_code_are_refused(way):
 def test_what_a_checkpoint_kept_goes_with_it(monkeypatch):
     alive = weakref.WeakSet()
 
-    class Kept(recomputation._Kept):
+    class Kept(recomputation.Kept):
         def __init__(self):
             super().__init__()
             alive.add(self)
 
-    monkeypatch.setattr(recomputation, "_Kept", Kept)
+    monkeypatch.setattr(recomputation, "Kept", Kept)
     output = not_reentrant(discriminator(), leaf())
     (kept,) = alive
     assert [len(states) for states in kept.states.values()] == [1, 1]

@@ -32,7 +32,7 @@ from snorm_triton.kernels import (
     together,
     together_backward,
 )
-from snorm_triton.matrix_view import in_matrix_layout
+from snorm_triton.ops.matrix_view import in_matrix_layout
 
 TARGETS = {
     "sm_80": GPUTarget("cuda", 80, 32),

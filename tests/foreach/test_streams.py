@@ -7,7 +7,7 @@ import pytest
 import torch
 from torch import nn
 
-from snorm_triton import streams
+from snorm_triton.ops import streams
 from whole_models import Model, iterations, normalized, state_of
 
 

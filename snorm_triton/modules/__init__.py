@@ -1,0 +1,1 @@
+"""What becomes of an ``nn.Module`` that has a parametrization of ours."""

@@ -1,0 +1,83 @@
+"""A registration that waits for the parameters of a lazy module."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+import torch
+from torch import nn
+from torch.nn.parameter import UninitializedParameter, is_lazy
+from torch.utils.hooks import RemovableHandle
+
+from ..checkpoint import legacy_keys, parametrized_keys
+from .loading import before_load, take_checkpoints
+
+
+class Waiting:
+    """A forward pre-hook and a load hook in one.
+
+    It runs after the mixin's own pre-hook has materialized the parameters, so the first output is
+    normalized. It holds names and numbers alone, so that the module can be copied and pickled.
+    """
+
+    def __init__(
+        self, name: str, options: Any, register: Callable[[nn.Module, str, Any], None]
+    ) -> None:
+        self.name = name
+        self.options = options
+        self.register = register  # a function of a file, to be copied and pickled by its name
+        self.handles: tuple[RemovableHandle, ...] = ()
+        self.attached = False
+
+    def wait(self, module: nn.Module) -> None:
+        take_checkpoints(module)  # not while attaching: torch iterates over the load hooks then
+        self.handles = (
+            module.register_forward_pre_hook(self),
+            module.register_load_state_dict_pre_hook(self.before_load),
+        )
+
+    def cancel(self) -> None:
+        for handle in self.handles:
+            handle.remove()
+
+    def __call__(self, module: nn.Module, args: Any) -> None:
+        # Canceled last: where registering fails, every forward says so.
+        if not self.attached:
+            self.attach(module)
+        self.cancel()
+
+    def attach(self, module: nn.Module) -> None:
+        self.register(module, self.name, self.options)
+        self.attached = True
+
+    def before_load(
+        self, module: nn.Module, state_dict: dict[str, Any], prefix: str, *args: Any
+    ) -> None:
+        """Register before a checkpoint of a normalized module is loaded.
+
+        The hooks stay until the first forward: torch is iterating over them here.
+        """
+        original = state_dict.get(parametrized_keys(prefix, self.name)[0])
+        legacy_original, legacy_u, _ = legacy_keys(prefix, self.name)
+        if original is None and legacy_u in state_dict:
+            original = state_dict.get(legacy_original)
+        if self.attached or original is None or is_lazy(original):
+            return
+        tensor = module._parameters.get(self.name)
+        if isinstance(tensor, UninitializedParameter):
+            with torch.no_grad():
+                tensor.materialize(original.shape)
+                tensor.copy_(original)
+            if isinstance(module, nn.Linear) and self.name == "weight":
+                # LazyLinear would read the weight for it, and so iterate.
+                module.in_features = original.shape[1]
+        self.attach(module)
+        before_load(module, state_dict, prefix, *args)
+
+
+def waiting(module: nn.Module, name: str | None = None) -> list[Waiting]:
+    """The registrations that wait in a module, those of one parameter if it has a name."""
+    hooks = module._forward_pre_hooks.values()
+    found = [hook for hook in hooks if isinstance(hook, Waiting) and not hook.attached]
+    return [each for each in found if name in (None, each.name)]

@@ -1,0 +1,163 @@
+"""torch's own spectral norms computed by us, for code that one cannot change."""
+
+from __future__ import annotations
+
+from threading import Lock
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from ..functional import normalize, state_dtype
+from ..ops import recomputation
+from ..ops.calls import Access, Iterate, State
+from ..ops.state import overwrite
+from ..parametrizations.iteration import choose
+from ..parametrizations.options import SpectralNormOptions
+from ..torch_internals import functorch
+from ..torch_internals.checkpoints import unseen
+from ..torch_internals.parametrize import LegacySpectralNorm, TorchSpectralNorm
+
+_lock = Lock()
+_active: set[TorchPatch] = set()
+
+
+class TorchPatch:
+    """What :func:`patch_torch` returns: undone by :meth:`undo`, or at the end of a ``with``."""
+
+    def __init__(self) -> None:
+        with _lock:
+            _active.add(self)
+            if len(_active) == 1:
+                for place in _PLACES:
+                    place.install()
+
+    def undo(self) -> None:
+        """Let torch compute again, once every other call is undone too; in any order."""
+        with _lock:
+            was_active = self in _active
+            _active.discard(self)
+            if was_active and not _active:
+                for place in _PLACES:
+                    place.uninstall()
+
+    def __enter__(self) -> TorchPatch:
+        return self
+
+    def __exit__(self, *error: object) -> None:
+        self.undo()
+
+
+def patch_torch() -> TorchPatch:
+    """Compute torch's own spectral norms with our kernels: one line, for code that stays as it is.
+
+    :func:`torch.nn.utils.spectral_norm`, the hook, and
+    :func:`torch.nn.utils.parametrizations.spectral_norm`, of modules that there are and that come,
+    on any device. All else about the modules stays torch's: names, keys, hooks, buffers, removal.
+    Zero weights are divided by 1, u and v outlast a weight that is not finite, the recomputations
+    of activation checkpoints take what their forwards took, and :func:`snorm_triton.sigmas` lists
+    the last sigma. A subclass that computes by methods of its own is left alone, and so are 1-D
+    parameters.
+
+    Power iteration goes on from the same buffers, u first, where the hook takes v first: they agree
+    as soon as u and v have converged.
+
+    Returns:
+        A context manager; or call its ``undo()``.
+
+    Example:
+        >>> layer = torch.nn.utils.spectral_norm(nn.Linear(20, 40))
+        >>> with patch_torch():
+        ...     y = layer(torch.randn(3, 20))
+        >>> list(sigmas(layer))
+        ['weight']
+    """
+    return TorchPatch()
+
+
+class _Place:
+    """A method of torch's that is replaced, where the class overrides none that it calls."""
+
+    def __init__(self, owner: Any, name: str, calls: tuple[str, ...], replacement: Any) -> None:
+        self.owner = owner
+        self.name = name
+        self.original = vars(owner).get(name)
+        self.calls = {call: getattr(owner, call, None) for call in calls}
+        self.replacement = replacement
+
+    def install(self) -> None:
+        if self.original is not None:
+            setattr(self.owner, self.name, self.replacement)
+
+    def uninstall(self) -> None:
+        # What has been put over ours since then stays, and comes through ours to torch's.
+        if vars(self.owner).get(self.name) is self.replacement:
+            setattr(self.owner, self.name, self.original)
+
+    def takes(self, norm: Any, weight: Tensor) -> bool:
+        is_torchs = all(getattr(type(norm), call, None) is was for call, was in self.calls.items())
+        return bool(_active) and is_torchs and weight.ndim > 1 and weight.layout == torch.strided
+
+
+def _compute_weight(self: Any, module: nn.Module, do_power_iteration: bool) -> Tensor:
+    weight = getattr(module, self.name + "_orig")
+    if not _HOOK.takes(self, weight):
+        return _HOOK.original(self, module, do_power_iteration)  # type: ignore[no-any-return]
+    u, v = getattr(module, self.name + "_u"), getattr(module, self.name + "_v")
+    return _normalized(self, weight, u, v, do_power_iteration)
+
+
+def _forward(self: Any, weight: Tensor) -> Tensor:
+    if not _PARAMETRIZATION.takes(self, weight):
+        return _PARAMETRIZATION.original(self, weight)  # type: ignore[no-any-return]
+    return _normalized(self, weight, self._u, self._v, self.training)
+
+
+class _Norm:
+    """What decides about an access, as a parametrization of ours has it."""
+
+    def __init__(self, norm: Any, iterates: bool) -> None:
+        self.options = SpectralNormOptions(norm.n_power_iterations, norm.eps, norm.dim)
+        self.iterates = iterates
+        self.owner = norm
+        self._buffers: dict[str, Tensor] = {}
+
+
+def _normalized(norm: Any, weight: Tensor, u: Tensor, v: Tensor, iterates: bool) -> Tensor:
+    if not torch.compiler.is_compiling() and recomputation.is_possible():
+        with unseen():
+            return _compute(norm, weight, u, v, iterates, recomputation.around())
+    return _compute(norm, weight, u, v, iterates, [])
+
+
+def _compute(
+    norm: Any,
+    weight: Tensor,
+    u: Tensor,
+    v: Tensor,
+    iterates: bool,
+    checkpoints: recomputation.Checkpoints,
+) -> Tensor:
+    dtype, last = state_dtype(weight), getattr(norm, "sigma", None)
+    if not isinstance(last, Tensor):
+        last = u.new_ones((), dtype=dtype.to_real())
+    live = State(u.detach().to(dtype), v.detach().to(dtype), last)
+    state, step = choose(_Norm(norm, iterates), weight, live, checkpoints)
+    if isinstance(step, Iterate):
+        step = Iterate(step.n)  # its results are copied below, into buffers of any dtype
+    access = Access(weight, state.u, state.v, norm.dim % weight.ndim, step, weight.dtype)
+    normalized = normalize(access)
+    if isinstance(step, Iterate):
+        overwrite([u, v], [normalized.u, normalized.v])
+    if not torch.compiler.is_compiling() and not functorch.active():
+        sigma = normalized.sigma.detach()
+        norm.__dict__["sigma"] = sigma.abs() if sigma.is_complex() else sigma
+    recomputation.keep(checkpoints, norm, normalized.state)
+    return normalized.weight_sn
+
+
+_HOOK = _Place(LegacySpectralNorm, "compute_weight", ("reshape_weight_to_matrix",), _compute_weight)
+_PARAMETRIZATION = _Place(
+    TorchSpectralNorm, "forward", ("_reshape_weight_to_matrix", "_power_method"), _forward
+)
+_PLACES = (_HOOK, _PARAMETRIZATION)

@@ -1,0 +1,143 @@
+"""A whole model's weights normalized together, at the start of its forward.
+
+A forward pre-hook on the model prepares the normalized weight of every layer; an access during that
+forward takes what was prepared for it. Anything else is computed at the access as always: outside
+that forward, in another thread, or when the weight, the mode or the graph it should hang on is not
+the one it was prepared for.
+"""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Iterator
+from contextlib import nullcontext
+from types import FrameType
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.nn.parameter import Parameter
+from torch.nn.utils.parametrize import ParametrizationList
+
+from ..ops import recomputation
+from ..ops.calls import Access
+from ..parametrizations.base import Parametrization
+from ..parametrizations.prepared import PreparedWeight, TracedWeight, is_running
+from ..torch_internals import functorch
+from ..torch_internals.checkpoints import unseen
+from ..torch_internals.parametrize import is_cached
+from ..torch_internals.tracing import is_tracing
+
+
+def attach(model: nn.Module, everywhere: bool) -> None:
+    """Prepare the model's weights at each of its forwards: ``everywhere``, or only on GPUs."""
+    prepare = _prepare_everywhere if everywhere else _prepare_on_gpus
+    model.register_forward_pre_hook(prepare)
+    model.register_forward_hook(_forget, always_call=True)
+
+
+def detach(model: nn.Module) -> None:
+    """Undo :func:`attach`, of submodules too."""
+    for module in model.modules():
+        for hooks in (module._forward_pre_hooks, module._forward_hooks):
+            for key, hook in list(hooks.items()):
+                if hook in (_prepare_everywhere, _prepare_on_gpus, _forget):
+                    del hooks[key]
+                    module._forward_hooks_always_called.pop(key, None)
+
+
+# Hooks read the module that they are given: a closure would make a copy of the model prepare the
+# weights of the original.
+def _prepare_everywhere(model: nn.Module, args: Any) -> None:
+    _prepare(model, None if torch.compiler.is_compiling() else sys._getframe(1), everywhere=True)
+
+
+def _prepare_on_gpus(model: nn.Module, args: Any) -> None:
+    _prepare(model, None if torch.compiler.is_compiling() else sys._getframe(1), everywhere=False)
+
+
+def _forget(model: nn.Module, args: Any, output: Any) -> None:
+    forward = None if torch.compiler.is_compiling() else sys._getframe(1)
+    for _, _, parametrizations in _parametrized(model):
+        for parametrization in parametrizations:
+            prepared: Any = getattr(parametrization, "prepared", None)
+            # What an outer forward prepared stays until that ends.
+            if isinstance(prepared, TracedWeight):
+                is_over = prepared.model is model
+            elif isinstance(prepared, PreparedWeight) and None not in (forward, prepared.forward):
+                is_over = prepared.forward is forward or not is_running(prepared.forward)
+            else:
+                continue
+            if is_over:
+                parametrization.__dict__["prepared"] = None
+
+
+def _prepare(model: nn.Module, forward: FrameType | None, everywhere: bool) -> None:
+    """Prepare the weights for this forward: its frame, or None where torch.compile traces it."""
+    if functorch.active() or (forward is not None and is_tracing()):
+        return  # no node for many weights there
+    is_possible = forward is not None and recomputation.is_possible()
+    with unseen() if is_possible else nullcontext():
+        kinds: dict[type[Parametrization], list[tuple[Tensor, Parametrization, Access]]] = {}
+        for weight, parametrization in _chosen(model, everywhere):
+            access = parametrization.access(weight)
+            if access is not None:
+                kinds.setdefault(type(parametrization), []).append(
+                    (weight, parametrization, access)
+                )
+        for kind, members in kinds.items():
+            weights, parametrizations, accesses = zip(*members, strict=True)
+            outputs = kind.compute(accesses)
+            kind.settle(parametrizations, accesses, outputs)
+            for weight, parametrization, output in zip(
+                weights, parametrizations, outputs, strict=True
+            ):
+                if forward is None:
+                    traced = TracedWeight(weight, output.weight_sn, parametrization, model)
+                    parametrization.prepared = traced
+                elif parametrization.prepared is None:  # else it outlives this forward
+                    prepared = PreparedWeight(weight, output, parametrization, forward)
+                    parametrization.prepared = prepared
+
+
+def _chosen(model: nn.Module, everywhere: bool) -> Iterator[tuple[Tensor, Parametrization]]:
+    """The weights that are prepared, with their parametrizations."""
+    for module, name, parametrizations in _parametrized(model):
+        # Stacked normalizations, sharded weights and the like are left to the access.
+        if len(parametrizations) != 1 or not parametrizations.is_tensor:
+            continue
+        weight, parametrization = parametrizations.original, parametrizations[0]
+        if type(weight) not in (Tensor, Parameter) or weight.ndim < 2 or weight.is_complex():
+            continue
+        if not isinstance(parametrization, Parametrization) or is_cached(module, name):
+            continue
+        if not everywhere and weight.device.type == "cpu":
+            continue
+        prepared = parametrization.prepared
+        if prepared is None or not prepared.serves(weight, parametrization):
+            parametrization.prepared = None
+            yield weight, parametrization
+
+
+def _parametrized(model: nn.Module) -> Iterator[tuple[nn.Module, str, ParametrizationList]]:
+    """Every parametrized tensor of the model, once: its module, its name, its parametrizations.
+
+    Not those of a submodule that FSDP2 gathers on its own: it frees their weights as soon as its
+    own backward has ended, when those of the whole model are not done with them.
+    """
+    seen = {model}
+    waiting = [model]
+    while waiting:
+        module = waiting.pop()
+        children = module._modules
+        parametrizations = children.get("parametrizations")
+        if parametrizations is not None:
+            for name, each in parametrizations._modules.items():
+                if isinstance(each, ParametrizationList):
+                    yield module, name, each
+        for name, child in children.items():
+            if child is None or name == "parametrizations" or hasattr(type(child), "unshard"):
+                continue
+            if child not in seen:
+                seen.add(child)
+                waiting.append(child)

@@ -1,0 +1,1 @@
+"""The arithmetic, which knows tensors alone."""

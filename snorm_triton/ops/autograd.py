@@ -1,0 +1,216 @@
+"""W / sigma as nodes of the autograd graph, for one weight or many."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from typing import Any, NamedTuple
+
+import torch
+from torch import Tensor
+
+from ..torch_internals import functorch
+from ..torch_internals.autograd import EagerFunction, compiled_autograd_key
+from .backend import Backend
+from .calls import GradientCall
+from .matrix_view import MatrixView, like_weight
+from .torch_any_device import in_dtype_of, nonzero
+
+
+class Estimate(NamedTuple):
+    """What was taken for the spectral norm of a dense weight, read as a matrix along ``dim``.
+
+    u, v and sigma are an access's own, never the live buffers, which the next one overwrites.
+    """
+
+    weight: Tensor
+    version: int
+    view: MatrixView
+    dim: int
+    u: Tensor
+    v: Tensor
+    sigma: Tensor
+
+
+def rescaled(
+    backend: Backend, estimates: Sequence[Estimate], weights_sn: Sequence[Tensor]
+) -> tuple[Tensor, ...]:
+    """``weights_sn``, each W / sigma, made differentiable in W by one node: u and v constant."""
+    weights = [estimate.weight for estimate in estimates]
+    computed = backend, estimates, weights_sn
+    outputs: tuple[Tensor, ...] = _Rescale.apply(computed, *weights)
+    return outputs
+
+
+def differentiable_sigma(sigma: Tensor, weight: Tensor, u: Tensor, v: Tensor, dim: int) -> Tensor:
+    """``sigma`` = u^T W v, made differentiable in W, u and v held constant."""
+    output: Tensor = _Sigma.apply((sigma, u, v, dim), weight)
+    return output
+
+
+def outer(u: Tensor, v: Tensor, shape: torch.Size, dim: int) -> Tensor:
+    """``u v^T`` of shape (M, N) folded into the weight's shape."""
+    others = [size for axis, size in enumerate(shape) if axis != dim]
+    return torch.outer(u, v).view(shape[dim], *others).movedim(0, dim)
+
+
+class _Rescale(EagerFunction):  # type: ignore[misc]
+    """weights -> weights / sigmas, already computed: no transform of ``torch.func`` comes here."""
+
+    if compiled_autograd_key is not None:
+        _compiled_autograd_key = staticmethod(compiled_autograd_key)
+
+    @staticmethod
+    def forward(
+        ctx: Any,
+        computed: tuple[Backend, Sequence[Estimate], Sequence[Tensor]],
+        *weights: Tensor,
+    ) -> tuple[Tensor, ...]:
+        ctx.set_materialize_grads(False)
+        ctx.backend, estimates, weights_sn = computed
+        # Kept here rather than with save_for_backward: the node serves many layers, and a backward
+        # through some of them must leave it whole for the others. It holds no memory but u, v and
+        # the copy of a weight that is not dense.
+        ctx.estimates = estimates
+        return tuple(weights_sn)
+
+    @staticmethod
+    def backward(ctx: Any, *grads: Tensor | None) -> Any:
+        estimates: Sequence[Estimate] = ctx.estimates
+        given: Sequence[Any] = grads
+        used = [i for i, grad in enumerate(grads) if grad is not None]
+        if len(used) < len(grads):
+            estimates, given = [estimates[i] for i in used], [grads[i] for i in used]
+        grad_weights: Sequence[Tensor | None]
+        if torch.compiler.is_compiling() or functorch.taken_of(given):
+            grad_weights = [
+                _transformed_gradient(grad, estimate)
+                for grad, estimate in zip(given, estimates, strict=True)
+            ]
+        elif torch.is_grad_enabled():  # the gradient itself is to be differentiated
+            weights = [estimate.weight for estimate in estimates]
+            grad_weights = _RescaleBackward.apply(ctx.backend, estimates, *given, *weights)
+        else:
+            grad_weights = rescale_backward(ctx.backend, estimates, given)
+        if len(used) < len(grads):
+            each = iter(grad_weights)
+            grad_weights = [None if grad is None else next(each) for grad in grads]
+        return None, *grad_weights
+
+
+class _RescaleBackward(torch.autograd.Function):
+    """The gradient of ``_Rescale``, itself differentiable in the incoming gradient and in W.
+
+    With G the gradient of W / sigma, and sigma = <u v^T, W>, it is
+
+        D = (G - <G, W> / sigma u v^T) / sigma
+
+    and D = G where sigma is zero and W was divided by 1.
+    """
+
+    @staticmethod
+    def forward(
+        ctx: Any, backend: Backend, estimates: Sequence[Estimate], *grads_and_weights: Tensor
+    ) -> tuple[Tensor, ...]:
+        ctx.set_materialize_grads(False)
+        ctx.estimates = estimates
+        ctx.save_for_backward(*grads_and_weights)
+        grad_weights = rescale_backward(backend, estimates, grads_and_weights[: len(estimates)])
+        # A view that a node returns could not be changed in place.
+        return tuple([grad_weight.detach() for grad_weight in grad_weights])
+
+    @staticmethod
+    def backward(ctx: Any, *grads_out: Tensor | None) -> Any:
+        n = len(grads_out)
+        grads, weights = ctx.saved_tensors[:n], ctx.saved_tensors[n:]
+        result: list[Tensor | None] = [None] * (2 * n)
+        for i, (estimate, grad_out) in enumerate(zip(ctx.estimates, grads_out, strict=True)):
+            if grad_out is not None:
+                derivatives = second_derivatives(
+                    grad_out, grads[i], weights[i], estimate.u, estimate.v, estimate.dim
+                )
+                result[i], result[n + i] = derivatives
+        return None, None, *result
+
+
+def rescale_backward(
+    backend: Backend, estimates: Sequence[Estimate], grads: Sequence[Tensor]
+) -> Sequence[Tensor]:
+    """The gradients of the weights, from those of the normalized weights."""
+    calls = []
+    for grad, estimate in zip(grads, estimates, strict=True):
+        weight, version, view, dim, u, v, sigma = estimate
+        if weight._version != version:
+            raise _modified(weight)
+        grad = like_weight(grad, weight, view, dim)
+        calls.append(GradientCall(grad, weight, view, u, v, sigma))
+    return backend.rescale_backward(calls)
+
+
+def _transformed_gradient(grad: Tensor, estimate: Estimate) -> Tensor:
+    weight, version, _, dim, u, v, _ = estimate
+    if not torch.compiler.is_compiling() and weight._version != version:
+        raise _modified(weight)
+    return gradient_in_torch(grad, weight, u, v, dim)
+
+
+def gradient_in_torch(
+    grad: Tensor,
+    weight: Tensor,
+    u: Tensor,
+    v: Tensor,
+    dim: int,
+    sum_over_shards: Callable[[Tensor], Tensor] = lambda whole: whole,
+) -> Tensor:
+    """The gradient of a weight, differentiable in ``grad`` and ``weight``.
+
+    In torch's own operations, which any transform takes.
+    """
+    wide, wide_grad = in_dtype_of(weight, u), in_dtype_of(grad, u)
+    direction = outer(u, v, weight.shape, dim)
+    sigma = sum_over_shards((direction * wide).sum())
+    inner = sum_over_shards((wide_grad * wide).sum())
+    divisor = nonzero(sigma)
+    along = torch.where(sigma == divisor, inner / divisor, 0)
+    return ((wide_grad - along * direction) / divisor).to(weight.dtype)
+
+
+def _modified(weight: Tensor) -> RuntimeError:
+    return RuntimeError(
+        f"a normalized weight of shape {tuple(weight.shape)} has been modified by an inplace "
+        "operation since the forward whose gradient is computed"
+    )
+
+
+class _Sigma(torch.autograd.Function):
+    """weight -> sigma = u^T W v, already computed."""
+
+    @staticmethod
+    def forward(ctx: Any, computed: tuple[Tensor, Tensor, Tensor, int], weight: Tensor) -> Tensor:
+        sigma, *ctx.direction = computed
+        ctx.shape, ctx.dtype = weight.shape, weight.dtype
+        return sigma.clone()
+
+    @staticmethod
+    def backward(ctx: Any, grad: Tensor) -> Any:
+        u, v, dim = ctx.direction
+        return None, (grad * outer(u, v, ctx.shape, dim)).to(ctx.dtype)
+
+
+def second_derivatives(
+    grad_out: Tensor, grad: Tensor, weight: Tensor, u: Tensor, v: Tensor, dim: int
+) -> tuple[Tensor, Tensor]:
+    """Those of <grad_out, D> by G and W.
+
+    In plain torch from W itself, sigma included, so that derivatives of any order are right.
+    """
+    dtypes = grad.dtype, weight.dtype
+    direction = outer(u, v, weight.shape, dim)
+    grad_out, grad, weight = grad_out.to(u.dtype), grad.to(u.dtype), weight.to(u.dtype)
+    sigma = (direction * weight).sum()
+    is_zero, sigma = sigma.abs() < torch.finfo(sigma.dtype).tiny, nonzero(sigma)
+    along = torch.where(is_zero, 0, (direction * grad_out).sum())
+    inner = (grad * weight).sum() / sigma
+    twice = 2 * along * inner - (grad_out * grad).sum()
+    grad_grad = (grad_out - along * (weight / sigma)) / sigma
+    grad_weight = torch.where(is_zero, 0, (twice * direction - along * grad) / sigma / sigma)
+    return grad_grad.to(dtypes[0]), grad_weight.to(dtypes[1])

@@ -1,0 +1,28 @@
+"""What a backend provides; ``torch_any_device``, ``torch_cpu`` and ``kernels.backend`` do."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Protocol
+
+import torch
+from torch import Tensor
+
+from .calls import Call, GradientCall, Normalized
+
+
+class Backend(Protocol):
+    """Never synchronizes with the host, but where the weight is in the host's own memory."""
+
+    def normalize(self, calls: Sequence[Call], apart: bool = False) -> list[Normalized]:
+        """W / sigma of each, of one device: fresh, and in storages of their own if ``apart``.
+
+        An iteration whose sigma is zero or not finite leaves u and v as they were; its sigma says
+        which it was. A zero sigma divides by 1.
+        """
+
+    def rescale(self, weight: Tensor, sigma: Tensor, dtype: torch.dtype) -> Tensor:
+        """``weight / sigma`` in ``dtype`` and the dense weight's layout."""
+
+    def rescale_backward(self, calls: Sequence[GradientCall]) -> list[Tensor]:
+        """``(grad - <grad, W_sn> u v^T) / sigma`` of each, real weights of one device."""

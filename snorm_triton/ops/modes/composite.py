@@ -1,0 +1,88 @@
+"""torch's own differentiable operations alone: for what takes apart whatever it is given.
+
+That is ``torch.func`` and forward-mode differentiation, which need the derivatives and the batched
+form of each, and exporters and tracers, whose programs hold no others.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any, TypeVar
+
+import torch
+from torch import Tensor
+
+from ...torch_internals import functorch
+from ..calls import Access, Evaluate, Iterate, Normalized, Replay
+from ..matrix_view import MatrixView
+from ..power_iteration import estimate
+from ..torch_any_device import Matrix, in_dtype_of, nonzero
+
+R = TypeVar("R")
+
+
+def normalize(access: Access) -> Normalized:
+    """W / sigma, whatever the backend; sigma is differentiable."""
+    weight, u, v, dim, step, dtype, _, _ = access
+    if not isinstance(step, Replay):
+        matrix = in_dtype_of(weight, u).movedim(dim, 0).flatten(1).contiguous()
+        u, v = without_autocast(weight.device.type, _directions, matrix, u, v, step)
+    weight_sn, sigma = without_autocast(weight.device.type, rescale, weight, u, v, dim, dtype)
+    return Normalized(weight_sn, u, v, sigma)
+
+
+def rescale(
+    weight: Tensor, u: Tensor, v: Tensor, dim: int, dtype: torch.dtype
+) -> tuple[Tensor, Tensor]:
+    """``W / sigma`` and ``sigma = u^H W v``, u and v held constant."""
+    wide = in_dtype_of(weight, u)
+    matrix = wide.movedim(dim, 0).flatten(1).contiguous()  # whatever the layout of the weight
+    sigma = torch.vdot(u, torch.mv(matrix, v))
+    return (wide / nonzero(sigma)).to(dtype), sigma
+
+
+def without_autocast(device_type: str, operation: Callable[..., R], *args: Any) -> R:
+    """``operation(*args)`` in the dtypes of its arguments, whatever autocast says."""
+    if torch.amp.is_autocast_available(device_type) and torch.is_autocast_enabled(device_type):
+        with torch.autocast(device_type, enabled=False):
+            return operation(*args)
+    return operation(*args)
+
+
+def _directions(
+    matrix: Tensor, u: Tensor, v: Tensor, step: Iterate | Evaluate
+) -> tuple[Tensor, Tensor]:
+    if functorch.active():
+        # Numbers, for a vmap looks for tensors of its own in all else.
+        n, eps = (step.n, 0.0) if isinstance(step, Iterate) else (0, step.eps)
+        directions: tuple[Tensor, Tensor] = _Directions.apply(matrix, u, v, n, eps)
+        return directions
+    return _estimate(matrix.detach(), u, v, step)
+
+
+def _estimate(
+    matrix: Tensor, u: Tensor, v: Tensor, step: Iterate | Evaluate
+) -> tuple[Tensor, Tensor]:
+    return estimate(Matrix(matrix, MatrixView(1, *matrix.shape)), u, v, step)[:2]
+
+
+class _Directions(torch.autograd.Function):
+    """The u and v that an access takes: constants to every transform, however deep."""
+
+    generate_vmap_rule = True
+
+    @staticmethod
+    def forward(matrix: Tensor, u: Tensor, v: Tensor, n: int, eps: float) -> tuple[Tensor, Tensor]:
+        return _estimate(matrix, u, v, Iterate(n) if n else Evaluate(eps))
+
+    @staticmethod
+    def setup_context(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, Tensor]) -> None:
+        ctx.mark_non_differentiable(*output)
+
+    @staticmethod
+    def backward(ctx: Any, *grads: Tensor) -> tuple[None, ...]:
+        return (None,) * 5
+
+    @staticmethod
+    def jvp(ctx: Any, *tangents: Tensor | None) -> tuple[None, None]:
+        return None, None

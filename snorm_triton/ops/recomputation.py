@@ -1,0 +1,152 @@
+"""What a forward took for u, v and sigma, kept for an activation checkpoint that recomputes it.
+
+By the time of the backward another access may have iterated. So what an access takes inside of a
+checkpoint is kept with that checkpoint, and its recomputation takes it again.
+"""
+
+from __future__ import annotations
+
+import threading
+from collections.abc import Iterator
+from contextlib import AbstractContextManager, contextmanager
+from typing import Any
+
+from torch import Tensor
+
+from ..torch_internals import checkpoints
+from ..torch_internals.autograd import in_backward, saved_tensors_hooks
+from ..torch_internals.storage import memory_of
+from .calls import State
+
+_KEPT = "_snorm_triton_kept"  # the attribute of what torch has for a checkpoint
+
+
+class Kept:
+    """What the accesses of one checkpoint took, by their owners and in their order."""
+
+    def __init__(self) -> None:
+        self.states: dict[object, list[State]] = {}
+        self.replayed: dict[tuple[object, ...], int] = {}
+
+    def replay(self, owner: object, run: object) -> State | None:
+        """The next of ``owner`` in this recomputation; the last where it has no more."""
+        states = self.states.get(owner)
+        if not states:
+            return None
+        position = self.replayed.get((owner, run), 0)
+        self.replayed[owner, run] = position + 1
+        return states[min(position, len(states) - 1)]
+
+
+# What each checkpoint around keeps, from the innermost, and which recomputation of it this is.
+Checkpoints = list[tuple[Kept, object]]
+
+
+class _Entered(threading.local):
+    """The contexts of :func:`checkpoint_contexts` that this thread is in."""
+
+    def __init__(self) -> None:
+        self.checkpoints: Checkpoints = []
+
+
+_entered = _Entered()
+
+
+def checkpoint_contexts() -> tuple[AbstractContextManager[None], AbstractContextManager[None]]:
+    """Contexts for the forward of an activation checkpoint and for its recomputation.
+
+    A recomputation takes the u, v and sigma that its forward took, whatever was accessed since. For
+    torch's checkpoints that needs no help, as long as this torch's are known: where they are not, a
+    warning says so. Here is the sturdy way, and the way for checkpoints of other libraries, which
+    enter the first around the forward, and the second, as often as they like, around what they
+    recompute.
+
+    Example:
+        >>> from torch.utils.checkpoint import checkpoint
+        >>> layer = spectral_norm(nn.Linear(20, 40))
+        >>> y = checkpoint(
+        ...     layer, torch.randn(3, 20), use_reentrant=False, context_fn=checkpoint_contexts
+        ... )
+    """
+    kept = Kept()
+    return _context(kept, is_recomputed=False), _Recomputation(kept)
+
+
+@contextmanager
+def _context(kept: Kept, is_recomputed: bool) -> Iterator[None]:
+    entry = kept, object() if is_recomputed else None
+    _entered.checkpoints.insert(0, entry)
+    try:
+        yield
+    finally:
+        _entered.checkpoints.remove(entry)
+
+
+class _Recomputation(AbstractContextManager[None]):
+    """Entered anew at each backward through a retained graph."""
+
+    def __init__(self, kept: Kept) -> None:
+        self.kept = kept
+        self.running: list[AbstractContextManager[None]] = []
+
+    def __enter__(self) -> None:
+        self.running.append(_context(self.kept, is_recomputed=True))
+        self.running[-1].__enter__()
+
+    def __exit__(self, *error: Any) -> None:
+        self.running.pop().__exit__(*error)
+
+
+def is_possible() -> bool:
+    """Whether this may be a recomputation, or be recomputed where gradients are on."""
+    return in_backward() or saved_tensors_hooks() is not None or bool(_entered.checkpoints)
+
+
+def around() -> Checkpoints:
+    """The checkpoints around this, from the innermost."""
+    found: Checkpoints = []
+    for checkpoint, run in checkpoints.around():
+        if not hasattr(checkpoint, _KEPT):
+            setattr(checkpoint, _KEPT, Kept())
+        found.append((getattr(checkpoint, _KEPT), run))
+    # Nobody knows how contexts and torch's own lie in each other: a forward, which is short, inside
+    # of what recomputes.
+    forwards = [entry for entry in _entered.checkpoints if entry[1] is None]
+    runs = [entry for entry in _entered.checkpoints if entry[1] is not None]
+    return [*forwards, *found, *runs]
+
+
+def keep(around: Checkpoints, owner: object, state: State) -> None:
+    """Keep what an access of ``owner`` takes, for those of the checkpoints that are forwards."""
+    for kept, run in around:
+        if run is not None:
+            return
+        kept.states.setdefault(owner, []).append(state)
+
+
+def replay(around: Checkpoints, owner: object) -> State | None:
+    """What the access of ``owner`` took that one of the checkpoints recomputes; else None."""
+    for kept, run in around:
+        if run is not None:
+            return kept.replay(owner, run)
+    return None
+
+
+# By the memory of u, by which alone operators know a module.
+_owners: dict[Any, object] = {}
+_many = 128  # of them, from which on those whose memory is gone are looked for
+
+
+def own(u: Tensor, owner: object) -> None:
+    """Let operators find by the buffer ``u`` whose it is."""
+    global _many
+    if len(_owners) >= _many:
+        for memory in [memory for memory in _owners if memory.expired()]:
+            del _owners[memory]
+        _many = max(128, 2 * len(_owners))
+    _owners[memory_of(u)] = owner
+
+
+def owner_of(u: Tensor) -> object:
+    """Whose buffer ``u`` is; None where it is nobody's."""
+    return _owners.get(memory_of(u))

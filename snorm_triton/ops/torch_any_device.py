@@ -1,0 +1,112 @@
+"""The backend in plain torch: every device, every floating or complex dtype.
+
+``kernels/`` is the same in Triton, ``torch_cpu.py`` for plain CPU tensors.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+
+import torch
+from torch import Tensor
+
+from .calls import Call, GradientCall, Normalized
+from .matrix_view import MatrixView
+from .power_iteration import estimate
+
+
+class Matrix:
+    """A dense weight as a matrix in the dtype of u and v; vectors in logical column order."""
+
+    def __init__(self, weight: Tensor, view: MatrixView) -> None:
+        self.operand = view.operand(weight)
+        self.view = view
+
+    def matvec(self, v: Tensor) -> Tensor:
+        """``W v``."""
+        return matvec(self.operand, self.view.columns_to_memory(v))
+
+    def adjoint(self, u: Tensor) -> Tensor:
+        """``W^H u``."""
+        if self.operand.is_complex():
+            # Conjugated in memory: what torch.compile calls an operator from loses a lazy one.
+            u = u.conj_physical()
+        s = self.view.columns_to_logical(matvec_transposed(self.operand, u))
+        return s.conj_physical() if self.operand.is_complex() else s
+
+    def inner(self, u: Tensor, v: Tensor) -> Tensor:
+        """``u^H W v``."""
+        return torch.vdot(u, self.matvec(v))
+
+
+def normalize(calls: Sequence[Call], apart: bool = False) -> list[Normalized]:
+    """As :class:`snorm_triton.ops.backend.Backend` says."""
+    normalized = []
+    for weight, view, u, v, step, dtype in calls:
+        wide = in_dtype_of(weight, u)
+        state = estimate(Matrix(wide, view), u, v, step)
+        normalized.append(Normalized(rescale(wide, state.sigma, dtype), *state))
+    return normalized
+
+
+def rescale(weight: Tensor, sigma: Tensor, dtype: torch.dtype) -> Tensor:
+    """As :class:`snorm_triton.ops.backend.Backend` says."""
+    return (in_dtype_of(weight, sigma) / nonzero(sigma)).to(dtype)
+
+
+def rescale_backward(calls: Sequence[GradientCall]) -> list[Tensor]:
+    """As :class:`snorm_triton.ops.backend.Backend` says."""
+    return [gradient(call) for call in calls]
+
+
+def gradient(
+    call: GradientCall, sum_over_shards: Callable[[Tensor], Tensor] | None = None
+) -> Tensor:
+    """The gradient of one weight, or of a shard: then ``sum_over_shards`` adds up what it takes."""
+    grad, weight, view, u, v, sigma = call
+    divisor = nonzero(sigma)
+    wide_grad = in_dtype_of(grad, u)
+    inner = torch.dot(view.flat(in_dtype_of(weight, u)), view.flat(wide_grad))
+    if sum_over_shards is not None:
+        inner = sum_over_shards(inner)
+    # A weight whose sigma is zero was divided by 1, whatever it is.
+    coefficient = torch.where(sigma == divisor, -(inner / divisor) / divisor, 0)
+    grad_weight = wide_grad / divisor
+    _add_outer_(view.operand(grad_weight), coefficient * u, view.columns_to_memory(v))
+    return grad_weight.to(weight.dtype)
+
+
+def nonzero(sigma: Tensor) -> Tensor:
+    """``sigma``, and 1 where it is zero (below the smallest normal number), so that 0 / 0 is 0."""
+    return torch.where(sigma.abs() < torch.finfo(sigma.dtype).tiny, 1, sigma)
+
+
+def in_dtype_of(tensor: Tensor, state: Tensor) -> Tensor:
+    """Half precision is computed in the dtype of u, v and sigma: float32 or more."""
+    return tensor if tensor.dtype == state.dtype else tensor.to(state.dtype)
+
+
+def matvec(operand: Tensor, v: Tensor) -> Tensor:
+    """``W v`` of shape (M,), for ``v`` of shape (N,) in memory column order."""
+    if operand.ndim == 2:
+        return torch.mv(operand, v)
+    P, _, Q = operand.shape
+    t: Tensor = torch.bmm(operand, v.view(P, Q, 1)).sum(0).squeeze(1)
+    return t
+
+
+def matvec_transposed(operand: Tensor, u: Tensor) -> Tensor:
+    """``W^T u`` of shape (N,) in memory column order, for ``u`` of shape (M,)."""
+    if operand.ndim == 2:
+        return torch.mv(operand.mT, u)
+    P, M, _ = operand.shape
+    return torch.bmm(u.expand(P, 1, M), operand).view(-1)
+
+
+def _add_outer_(operand: Tensor, a: Tensor, b: Tensor) -> None:
+    """Add ``a b^T`` in place: ``a`` of shape (M,), ``b`` of shape (N,) in memory column order."""
+    if operand.ndim == 2:
+        operand.addr_(a, b)
+    else:
+        P, M, Q = operand.shape
+        operand.baddbmm_(a.view(1, M, 1).expand(P, M, 1), b.view(P, 1, Q))

@@ -1,0 +1,118 @@
+"""The contract of all constraints: what is done to a module is written against it alone."""
+
+from __future__ import annotations
+
+import threading
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from typing import Any, ClassVar, Protocol
+
+from torch import Tensor, nn
+
+from ..ops.calls import Access, Normalized
+
+
+class Prepared(Protocol):
+    """A tensor computed ahead of an access to it."""
+
+    def serves(self, weight: Tensor, parametrization: Any) -> bool:
+        """Whether an access to ``weight`` here and now gets what was prepared."""
+
+    def hand_over(self, weight: Tensor, parametrization: Any) -> Tensor:
+        """What it gets."""
+
+
+class Parametrization(nn.Module):
+    """A constraint on one tensor, for ``torch.nn.utils.parametrize.register_parametrization``.
+
+    A subclass computes the tensor in :meth:`forward`; where it says so in :meth:`access`, those of
+    a whole model are computed together, by :meth:`compute` and :meth:`settle`. Its persistent
+    buffers and its parameters are its state: copied, moved, saved, and loaded all or none.
+    """
+
+    # Attributes that belong to accesses of this very module: no copy and no file gets them.
+    transient: ClassVar[tuple[str, ...]] = ("prepared",)
+    prepared: Prepared | None = None
+    # What the module may be asked for by the names of torch's hooks: after the tensor's name, ours.
+    aliases: ClassVar[dict[str, str]] = {}
+
+    def access(self, weight: Tensor) -> Access | None:
+        """What an access to ``weight`` computes here and now; None where only ``forward`` can."""
+        return None
+
+    @staticmethod
+    def compute(accesses: Sequence[Access]) -> list[Normalized]:
+        """The results of accesses to a model's tensors, together."""
+        raise NotImplementedError
+
+    @staticmethod
+    def settle(
+        parametrizations: Sequence[Any], accesses: Sequence[Access], outputs: Sequence[Normalized]
+    ) -> None:
+        """Write what the accesses have left for the next."""
+        raise NotImplementedError
+
+    def refresh(self, weight: Tensor, n_power_iterations: int) -> None:
+        """Bring the state in line with ``weight`` as it is now, in place."""
+
+    def reset_parameters(self) -> None:
+        """Start the state anew, in place; the next access brings it in line."""
+
+    def replaced(self) -> None:
+        """The tensor before parametrization is another now."""
+
+    def saved(self) -> dict[str, Tensor]:
+        """What a state dict holds of it, by name."""
+        persistent = {
+            name: buffer
+            for name, buffer in self._buffers.items()
+            if buffer is not None and name not in self._non_persistent_buffers_set
+        }
+        return persistent | {name: p for name, p in self._parameters.items() if p is not None}
+
+    def upgrade(
+        self, state_dict: dict[str, Any], prefix: str, name: str, path: str
+    ) -> dict[str, str]:
+        """Give the entries of an older layout today's keys: the new ones with the old.
+
+        Args:
+            state_dict: changed in place.
+            prefix: of the module's keys.
+            name: the tensor's.
+            path: of this parametrization's keys.
+        """
+        return {}
+
+    def complete(self, state_dict: dict[str, Any], path: str, computed: Tensor | None) -> None:
+        """Add what an upgraded entry lacks; ``computed``: the tensor as it was saved, or None."""
+
+    def __prepare_scriptable__(self) -> Any:
+        raise RuntimeError(
+            "torch.jit.script cannot compile what is computed at each access: bake it in first, by "
+            "snorm_triton.fold(model)"
+        )
+
+    def __getstate__(self) -> dict[str, Any]:
+        return {key: value for key, value in self.__dict__.items() if key not in self.transient}
+
+
+class _Local(threading.local):
+    depth = 0
+
+
+_local = _Local()
+
+
+def is_evaluating() -> bool:
+    """Whether this thread is inside of :func:`evaluating`."""
+    return _local.depth > 0
+
+
+@contextmanager
+def evaluating() -> Iterator[None]:
+    """Accesses of this thread compute as in evaluation and write nothing, whatever the mode."""
+    _local.depth += 1
+    try:
+        yield
+    finally:
+        _local.depth -= 1

@@ -1,0 +1,40 @@
+"""Whether an access iterates, replays or evaluates: decided here alone."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from ..functional import state_dtype
+from ..ops import recomputation
+from ..ops.calls import Evaluate, Iterate, Replay, State, Step
+from ..torch_internals.autograd import in_backward
+from . import updates
+
+
+def choose(
+    parametrization: Any, weight: Tensor, live: State, checkpoints: recomputation.Checkpoints
+) -> tuple[State, Step]:
+    """The state that an access to ``weight`` starts from, and its step.
+
+    Args:
+        parametrization: the :class:`.spectral_norm.SpectralNormParametrization` of the weight.
+        weight: as it is now.
+        live: its buffers, which the step overwrites or leaves alone.
+        checkpoints: those around the access; inside of a recomputation one has kept its state.
+    """
+    options = parametrization.options
+    kept = recomputation.replay(checkpoints, parametrization.owner) if checkpoints else None
+    if kept is not None:
+        return kept, Replay(kept.sigma)
+    if not parametrization.iterates:
+        return live, Evaluate(options.eps)
+    if torch.compiler.is_compiling():  # whether it is due, or recomputed, it will see as it runs
+        due = parametrization._buffers.get("_due")
+        return live, Iterate(options.n_power_iterations, live, due)
+    is_due = options.power_iter == "access" or updates.is_due(parametrization, weight)
+    if in_backward() or not is_due:
+        return live, Replay(live.sigma.to(state_dtype(weight)))
+    return live, Iterate(options.n_power_iterations, live)

@@ -1,0 +1,107 @@
+"""The options of a spectral norm, checked once: one sentence where one is wrong."""
+
+from __future__ import annotations
+
+from dataclasses import asdict, dataclass, fields
+from typing import Any, TypedDict
+
+import torch
+
+from ..ops.dispatch import BACKENDS
+
+POLICIES = ("access", "update")
+
+
+class MoreOptions(TypedDict, total=False):
+    """Those that torch's spectral norm lacks, as keywords of a function."""
+
+    stable_fp32: bool
+    power_iter_on_eval: bool
+    power_iter: str
+    autocast_output: bool
+    cache_evaluation: bool
+    backend: str
+
+
+class Options(MoreOptions, total=False):
+    """All of them."""
+
+    n_power_iterations: int
+    eps: float
+    dim: int | None
+
+
+@dataclass(frozen=True)
+class SpectralNormOptions:
+    """What :func:`snorm_triton.spectral_norm` says of each.
+
+    Raises:
+        ValueError: ``n_power_iterations`` or ``eps`` is not positive, ``dim`` is no integer,
+            ``power_iter`` or ``backend`` is unknown.
+        TypeError: a flag is neither True nor False.
+    """
+
+    n_power_iterations: int = 1
+    eps: float = 1e-12
+    dim: int | None = None
+    stable_fp32: bool = True
+    power_iter_on_eval: bool = False
+    power_iter: str = "access"
+    autocast_output: bool = False
+    cache_evaluation: bool = True
+    backend: str = "auto"
+
+    def __post_init__(self) -> None:
+        check_iterations(self.n_power_iterations)
+        if not isinstance(self.eps, int | float) or not 0 < self.eps < float("inf"):
+            raise ValueError(f"eps must be positive and finite, got {self.eps!r}")
+        if self.dim is not None and not _is_integer(self.dim):
+            raise ValueError(f"dim must be an integer, got {self.dim!r}")
+        for name, known in (("power_iter", POLICIES), ("backend", BACKENDS)):
+            value = getattr(self, name)
+            if value not in known:
+                raise ValueError(f"{name} must be one of {', '.join(known)}, got {value!r}")
+        for flag in ("stable_fp32", "power_iter_on_eval", "autocast_output", "cache_evaluation"):
+            check_flag(flag, getattr(self, flag))
+
+    @classmethod
+    def of(cls, options: Any) -> SpectralNormOptions:
+        """From keywords; TypeError for one that there is not."""
+        for option in options.keys() - OPTIONS:
+            raise TypeError(f"unknown option {option!r}; the options are {', '.join(OPTIONS)}")
+        return cls(**options)
+
+    def differing(self) -> dict[str, Any]:
+        """Those that are not at their defaults."""
+        defaults = asdict(SpectralNormOptions())
+        return {name: value for name, value in asdict(self).items() if value != defaults[name]}
+
+
+OPTIONS = {field.name: field.default for field in fields(SpectralNormOptions)}
+
+
+def check_iterations(n_power_iterations: int) -> None:
+    """Raise ValueError for a number of iterations below 1."""
+    if not _is_integer(n_power_iterations) or n_power_iterations < 1:
+        raise ValueError(
+            f"n_power_iterations must be an integer of at least 1, got {n_power_iterations!r}"
+        )
+
+
+def check_flag(name: str, value: object) -> None:
+    """Raise TypeError for what is not True or False: the string "False" would count as true."""
+    if not isinstance(value, bool):
+        raise TypeError(f"{name} must be True or False, got {value!r}")
+
+
+def check_dim(dim: int, shape: torch.Size) -> None:
+    """Raise IndexError for a dim that ``shape`` lacks."""
+    if not -len(shape) <= dim < len(shape):
+        raise IndexError(
+            f"dim must be in [{-len(shape)}, {len(shape) - 1}] for a parameter of shape "
+            f"{tuple(shape)}, got {dim}"
+        )
+
+
+def _is_integer(value: object) -> bool:
+    return isinstance(value, int) and not isinstance(value, bool)

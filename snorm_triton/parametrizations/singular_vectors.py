@@ -1,0 +1,260 @@
+"""u, v and sigma of a weight as buffers: drawn, warmed up, moved, loaded and copied."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable
+from dataclasses import replace
+from typing import Any, ClassVar, cast
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from ..functional import matrix_shape, spectral_normalize, state_dtype
+from ..ops import recomputation
+from ..ops.dispatch import is_sharded
+from ..torch_internals import functorch
+from ..torch_internals.storage import memory_of, version
+from .base import Parametrization
+from .options import SpectralNormOptions
+
+WARM_UP_ITERATIONS = 15
+VECTORS = ("_u", "_v")
+
+
+class SingularVectors(Parametrization):
+    r"""The first singular vectors of a weight, of which ``dim`` are the rows, and its sigma.
+
+    Under torch's names, so that state dicts are interchangeable: ``_u`` of shape (M,) and ``_v`` of
+    shape (N,), for a weight read as a matrix of shape (M, N) with M the size of ``dim``. A 1-D
+    weight has neither. The last sigma is a buffer of shape () that no state dict holds.
+
+    Args:
+        weight: the weight as it is now, at least 1-D, floating or complex.
+        options: of which ``dim`` is not None.
+        vectors: u and v of any dtype; None leaves them to :meth:`reset_parameters`.
+    """
+
+    _u: Tensor
+    _v: Tensor
+    _sigma: Tensor
+    # Of the vectors that are as they were drawn: their memory and version then.
+    _drawn: dict[str, tuple[Any, int]] | None = None
+    # Sigma of an evaluation, which writes nothing, and the version of the buffer then.
+    _evaluated: tuple[Tensor, int] | None = None
+    is_sigma_known = False  # by an access since u and v were drawn or loaded
+    aliases: ClassVar[dict[str, str]] = {"_u": "_u", "_v": "_v"}
+    transient = (*Parametrization.transient, "owner", "_evaluated", "_drawn")
+
+    def __init__(
+        self, weight: Tensor, options: SpectralNormOptions, vectors: tuple[Tensor, Tensor] | None
+    ) -> None:
+        super().__init__()
+        self.options = options
+        self.owner = object()  # of what checkpoints keep
+        dtype = state_dtype(weight)
+        if weight.ndim > 1:
+            sizes = matrix_shape(weight, self.dim)
+            u, v = vectors or [
+                torch.empty(size, dtype=dtype, device=weight.device) for size in sizes
+            ]
+            self.register_buffer("_u", u.to(dtype).contiguous())
+            self.register_buffer("_v", v.to(dtype).contiguous())
+            self._own()
+        sigma = torch.full((), torch.nan, dtype=dtype.to_real(), device=weight.device)
+        self.register_buffer("_sigma", sigma, persistent=False)
+
+    @property
+    def dim(self) -> int:
+        """The dimension of the outputs, not negative."""
+        return self.options.dim or 0
+
+    @property
+    def eps(self) -> float:
+        r"""Lower bound of \|u\| and \|v\| in evaluation; may be set, as torch's."""
+        return self.options.eps
+
+    @eps.setter
+    def eps(self, eps: float) -> None:
+        self.options = replace(self.options, eps=eps)
+
+    @property
+    def n_power_iterations(self) -> int:
+        """Iterations per access in training; may be set, as torch's."""
+        return self.options.n_power_iterations
+
+    @n_power_iterations.setter
+    def n_power_iterations(self, n_power_iterations: int) -> None:
+        self.options = replace(self.options, n_power_iterations=n_power_iterations)
+
+    @torch.no_grad()
+    def reset_parameters(self) -> None:
+        """Draw u and v anew, in place; the next access iterates on them as registration does.
+
+        Under torch's name for it, so that what initializes a model after ``to_empty`` finds it. One
+        that leaves the meta device is reset without being asked.
+        """
+        for name in self._vectors():
+            vector = getattr(self, name)
+            wide = torch.empty_like(vector, dtype=state_dtype(vector)).normal_(0, 1)
+            vector.copy_(F.normalize(wide, dim=0, eps=self.eps))
+        self._forget_sigma()
+        self.replaced()
+        self._mark_drawn(self._vectors())
+
+    @torch.no_grad()
+    def refresh(self, weight: Tensor, n_power_iterations: int = WARM_UP_ITERATIONS) -> None:
+        """Iterate on u and v for ``weight`` as it is now, whatever the mode, in place.
+
+        From u and v as they are, which may be averages; drawn anew where they are not finite or
+        their lengths are neither that of a unit vector nor that of an average of such.
+        """
+        if weight.ndim > 1 and not self._is_usable():
+            self.reset_parameters()
+        self._warm_up(weight, n_power_iterations)
+
+    @property
+    def sigma(self) -> Tensor:
+        """Sigma as of the last access, shape (), detached; 0 for a zero weight.
+
+        NaN from when a checkpoint is loaded until the next access. An evaluation in compiled code
+        does not count, nor one before the module was moved or converted.
+        """
+        sigma = self._sigma
+        if self._evaluated is not None and self._evaluated[1] == version(sigma):
+            sigma = self._evaluated[0].to(sigma.device)
+        sigma = sigma.detach()
+        return sigma.abs() if sigma.is_complex() else sigma.clone()
+
+    @torch.no_grad()
+    def _warm_up(self, weight: Tensor, n_power_iterations: int = WARM_UP_ITERATIONS) -> None:
+        if weight.is_meta:
+            return
+        self.prepared = None
+        if weight.ndim == 1:
+            self._sigma.copy_(torch.linalg.vector_norm(weight, dtype=state_dtype(weight)))
+        else:
+            dtype = state_dtype(weight)
+            if is_sharded(weight):
+                from ..ops.modes.sharded import broadcast
+
+                broadcast(cast(Any, weight).device_mesh, self._u, self._v)
+            _, u, v, sigma = spectral_normalize(
+                weight,
+                F.normalize(self._u.to(dtype), dim=0, eps=self.eps),
+                F.normalize(self._v.to(dtype), dim=0, eps=self.eps),
+                dim=self.dim,
+                n_power_iterations=n_power_iterations,
+                backend=self.options.backend,
+            )
+            self._u.copy_(u)
+            self._v.copy_(v)
+            self._sigma.copy_(sigma.abs())
+        self._drawn = self._evaluated = None
+        self.is_sigma_known = True
+
+    def _wake(self, weight: Tensor) -> None:
+        """Before the first access since u and v were drawn: warm them up, if they are so still."""
+        self._follow_device()
+        if not self._still_drawn():  # but loaded, be it one by one
+            self._drawn = None
+            return
+        if torch.compiler.is_compiling() or functorch.active():
+            raise RuntimeError(
+                "u and v are as they were drawn, and compiled or transformed code cannot warm "
+                "them up: call snorm_triton.refresh_spectral_norm(model) before"
+            )
+        self._warm_up(weight)
+
+    def _vectors(self) -> tuple[str, ...]:
+        return VECTORS if "_u" in self._buffers else ()
+
+    def _mark_drawn(self, names: Iterable[str]) -> None:
+        drawn = {name: self._identity(name) for name in names}
+        self._drawn = drawn or None
+
+    def vectors_now(self) -> tuple[object, ...]:
+        """Which u and v they are."""
+        return tuple(self._identity(name) for name in self._vectors())
+
+    def _identity(self, name: str) -> tuple[Any, int]:
+        vector = getattr(self, name)
+        return memory_of(vector), version(vector)
+
+    def _still_drawn(self) -> tuple[str, ...]:
+        drawn = self._drawn or {}
+        return tuple(name for name, then in drawn.items() if self._identity(name) == then)
+
+    def _forget_sigma(self) -> None:
+        with torch.no_grad():
+            self._sigma.fill_(torch.nan)
+        self._evaluated = None
+        self.is_sigma_known = False
+
+    def _is_usable(self) -> bool:
+        """Whether u and v have the lengths of unit vectors, or of averages of such; reads them."""
+        lengths = (torch.linalg.vector_norm(x.to(state_dtype(x))) for x in (self._u, self._v))
+        return all(0.01 < length.abs() < 1.01 for length in lengths)
+
+    def __getstate__(self) -> dict[str, Any]:
+        return {**super().__getstate__(), "_drawn": self._still_drawn()}
+
+    def __setstate__(self, state: dict[str, Any]) -> None:
+        drawn = state.pop("_drawn")
+        super().__setstate__(state)
+        self.owner = object()
+        self._own()
+        self._mark_drawn(drawn)
+
+    def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> Any:
+        before, was_meta, drawn = dict(self._buffers), self._sigma.is_meta, self._still_drawn()
+        super()._apply(fn, recurse)
+        self._evaluated = self.prepared = None
+        self._widen(before)
+        if was_meta and not self._sigma.is_meta:
+            self.reset_parameters()
+        elif drawn:
+            self._mark_drawn(drawn)
+        return self
+
+    def _load_from_state_dict(self, state_dict: dict[str, Any], prefix: str, *args: Any) -> None:
+        super()._load_from_state_dict(state_dict, prefix, *args)
+        self._widen(dict(self._buffers))
+        self._follow_device()
+        self._forget_sigma()
+        self.prepared = None
+        self.replaced()
+        self._drawn = {
+            name: then
+            for name, then in (self._drawn or {}).items()
+            if prefix + name not in state_dict
+        } or None
+
+    def _follow_device(self) -> None:
+        """What no state dict holds lies where u does, which may have been put elsewhere alone."""
+        u = self._buffers.get("_u")
+        for name, buffer in self._buffers.items():
+            if u is not None and buffer is not None and buffer.device != u.device:
+                self._buffers[name] = torch.full_like(buffer, torch.nan, device=u.device)
+                self.replaced()
+
+    def _widen(self, sources: dict[str, Tensor | None]) -> None:
+        """Where a buffer has become half precision, take it from ``sources`` in float32 instead.
+
+        Contiguous in any case: a state dict that is assigned may hold columns of a matrix.
+        """
+        if self._sigma.is_complex():
+            self._sigma = self._sigma.real.contiguous()
+        for name, buffer in self._buffers.items():
+            source = sources[name]
+            if buffer is None or source is None:
+                continue
+            dtype = torch.promote_types(buffer.dtype, torch.float32)
+            if self.options.stable_fp32 and dtype != buffer.dtype:
+                buffer = source.to(buffer.device, dtype)
+            self._buffers[name] = buffer.contiguous()
+        self._own()
+
+    def _own(self) -> None:
+        if (u := self._buffers.get("_u")) is not None:
+            recomputation.own(u, self.owner)

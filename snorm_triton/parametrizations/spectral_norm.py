@@ -1,0 +1,276 @@
+"""The parametrization that normalizes a weight at each access and keeps u, v and sigma."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import replace
+from typing import Any, Unpack
+
+import torch
+from torch import Tensor
+from torch.nn import Parameter
+
+from ..checkpoint import legacy_keys, right_vector
+from ..functional import l2_normalize, matrix_shape, normalize, normalize_together, state_dtype
+from ..ops import recomputation
+from ..ops.calls import Access, Evaluate, Iterate, Normalized, Replay, State
+from ..ops.dispatch import select
+from ..ops.state import overwrite, write
+from ..torch_internals import functorch
+from ..torch_internals.checkpoints import unseen
+from ..torch_internals.storage import version
+from . import updates
+from .base import is_evaluating
+from .iteration import choose
+from .options import OPTIONS, Options, SpectralNormOptions, check_dim
+from .prepared import PreparedWeight
+from .singular_vectors import SingularVectors
+
+
+class SpectralNormParametrization(SingularVectors):
+    r"""``forward(W) = W / sigma(W)``, for ``torch.nn.utils.parametrize.register_parametrization``.
+
+    Holds the singular vectors as buffers under torch's names, so that state dicts are
+    interchangeable: ``_u`` of shape (M,) and ``_v`` of shape (N,), for a weight read as a matrix of
+    shape (M, N) with M the size of ``dim``. A 1-D weight has neither: it is divided by its L2 norm.
+    The last sigma is a buffer of shape () that no state dict holds.
+
+    Starts from random vectors, drawn as torch draws them, and 15 power iterations, so it can be
+    used in evaluation before any training. In training each access iterates, or with
+    ``power_iter="update"`` the first one after a step of an optimizer or another change of the
+    weight, and later ones replay its u, v and sigma. In evaluation none does, and nothing is
+    written. The buffers are updated in place: replicas that share their
+    storage see it, and their addresses stay. What backward needs is never the live buffer.
+
+    Under ``torch.func`` and forward-mode differentiation it computes in torch's own operations,
+    whatever the backend, and writes a buffer unless the samples of a ``vmap`` share it and differ.
+
+    Args:
+        weight: the weight as it is now, at least 1-D, floating or complex.
+        options: those of :func:`snorm_triton.spectral_norm`; ``dim=None`` is 0.
+        vectors: u and v to go on from, as they are, in place of random ones and iterations; sigma
+            is then NaN until the first access. A 1-D weight has none.
+        more: the options as keywords, in place of ``options``.
+
+    Raises:
+        IndexError: ``dim`` is out of range.
+        ValueError: an option is not what it may be, ``backend`` cannot run, or ``vectors`` are not
+            of shapes (M,) and (N,).
+    """
+
+    _due: Tensor  # of policy "update": whether the next access of compiled code iterates
+    _updated_for: tuple[object, ...] | None = None  # what the last iteration was of
+    transient = (*SingularVectors.transient, "_updated_for")
+    follows_steps_alone = False  # the weight is a new temporary at each access
+
+    def __init__(
+        self,
+        weight: Tensor,
+        options: SpectralNormOptions | None = None,
+        *,
+        vectors: tuple[Tensor, Tensor] | None = None,
+        **more: Unpack[Options],
+    ) -> None:
+        options = SpectralNormOptions.of(more) if options is None else options
+        dim = options.dim or 0
+        check_dim(dim, weight.shape)
+        select(weight, options.backend)
+        vectors = None if weight.ndim == 1 else vectors
+        if vectors is not None:
+            _check_vectors(vectors, weight, dim)
+        super().__init__(weight, replace(options, dim=dim % weight.ndim), vectors)
+        if options.power_iter == "update":
+            self.register_buffer("_due", torch.ones_like(self._sigma), persistent=False)
+            updates.follow(self)
+        if vectors is None:
+            self.reset_parameters()
+            self._warm_up(weight)
+        if not options.stable_fp32:
+            self._apply(lambda state: state.to(weight.dtype))
+
+    @property
+    def due(self) -> Tensor:
+        """Raised by every step of an optimizer, shape (): compiled code sees no Python number."""
+        return self._due
+
+    @property
+    def iterates(self) -> bool:
+        """Whether an access in this mode iterates where one is due."""
+        if not (self.training or self.options.power_iter_on_eval):
+            return False
+        return torch.compiler.is_compiling() or not is_evaluating()
+
+    def forward(self, weight: Tensor) -> Tensor:
+        """``weight / sigma``, of the weight's shape, dtype and memory layout."""
+        if weight.ndim == 1:
+            return self._divide_by_length(weight)
+        prepared = self.prepared
+        if prepared is not None and prepared.serves(weight, self):
+            return prepared.hand_over(weight, self)
+        if not torch.compiler.is_compiling() and recomputation.is_possible():
+            with unseen():
+                return self._normalize(weight)
+        return self._normalize(weight)
+
+    def _normalize(self, weight: Tensor) -> Tensor:
+        access = self.access(weight)
+        normalized = normalize(access)
+        self.settle((self,), (access,), (normalized,))
+        return normalized.weight_sn
+
+    def _divide_by_length(self, weight: Tensor) -> Tensor:
+        weight_sn, sigma = l2_normalize(weight, self.options.eps)
+        if self._sigma.device != weight.device:  # as after a state dict was assigned
+            self._sigma = torch.empty_like(self._sigma, device=weight.device)
+        overwrite([self._sigma], [sigma])
+        return weight_sn
+
+    def access(self, weight: Tensor) -> Access:
+        """What an access to a ``weight`` of two dimensions or more computes here and now."""
+        if self._drawn is not None:
+            self._wake(weight)
+        buffers: Any = self._buffers  # read past Module's attribute lookup
+        live = State(buffers["_u"], buffers["_v"], buffers["_sigma"])
+        if (
+            live.u.requires_grad or live.v.requires_grad or live.sigma.requires_grad
+        ):  # given by functional_call
+            live = State(*[buffer.detach() for buffer in live])
+        checkpoints: recomputation.Checkpoints = []
+        # Without gradients as in the forward of a reentrant checkpoint.
+        if not torch.compiler.is_compiling() and (
+            recomputation.is_possible() or not torch.is_grad_enabled()
+        ):
+            checkpoints = recomputation.around()
+        (u, v, _), step = choose(self, weight, live, checkpoints)
+        options, dtype = self.options, state_dtype(weight)
+        return Access(
+            weight,
+            u if u.dtype == dtype else u.to(dtype),
+            v if v.dtype == dtype else v.to(dtype),
+            options.dim or 0,
+            step,
+            self.output_dtype(weight) if options.autocast_output else weight.dtype,
+            options.backend,
+            checkpoints,
+        )
+
+    @staticmethod
+    def compute(accesses: Sequence[Access]) -> list[Normalized]:
+        """W / sigma of each."""
+        return normalize_together(accesses)
+
+    @staticmethod
+    def settle(
+        parametrizations: Sequence[SpectralNormParametrization],
+        accesses: Sequence[Access],
+        outputs: Sequence[Normalized],
+    ) -> None:
+        """Write the new u, v and sigma of each, and note what its access took."""
+        write(accesses, outputs)
+        if not torch.compiler.is_compiling():
+            for each, access, output in zip(parametrizations, accesses, outputs, strict=True):
+                each._took(access, output)
+
+    def _took(self, access: Access, output: Normalized) -> None:
+        known = self.__dict__  # past Module's way to set attributes
+        known["is_sigma_known"] = True
+        if isinstance(access.step, Iterate):
+            known["_evaluated"] = known["prepared"] = None
+            if self.options.power_iter == "update":
+                updates.has_iterated(self, access.weight)
+        elif isinstance(access.step, Evaluate) and not functorch.active():
+            known["_evaluated"] = output.sigma.detach(), version(self._sigma)
+            if self.options.cache_evaluation and self._outlives(access.weight):
+                known["prepared"] = PreparedWeight(access.weight, output, self)
+        if access.checkpoints:
+            recomputation.keep(access.checkpoints, self.owner, output.state)
+
+    def _outlives(self, weight: Tensor) -> bool:
+        """Whether what was computed of ``weight`` serves later accesses without gradients."""
+        return (
+            not torch.is_grad_enabled()
+            and type(weight) in (Tensor, Parameter)
+            and not torch.is_inference_mode_enabled()
+            and not self.follows_steps_alone
+            and "_is_fsdp_managed_module" not in self.__dict__
+        )
+
+    def rescaled(self, weight: Tensor, state: State) -> Tensor:
+        """``weight / sigma`` for a state that is known, differentiable in ``weight``."""
+        options, dtype = self.options, self.output_dtype(weight)
+        access = Access(
+            weight, state.u, state.v, options.dim or 0, Replay(state.sigma), dtype, options.backend
+        )
+        return normalize(access).weight_sn
+
+    def output_dtype(self, weight: Tensor) -> torch.dtype:
+        """The dtype that an access to ``weight`` returns here and now."""
+        if self.options.autocast_output and weight.dtype == torch.float32:
+            device_type = weight.device.type
+            if torch.is_autocast_enabled(device_type):
+                return torch.get_autocast_dtype(device_type)
+        return weight.dtype
+
+    def replaced(self) -> None:
+        """The weight, or u and v, are others than an access has left."""
+        self.prepared = None
+        if "_due" in self._buffers:
+            self._updated_for = None
+            with torch.no_grad():
+                self._due.fill_(1)
+
+    def upgrade(
+        self, state_dict: dict[str, Any], prefix: str, name: str, path: str
+    ) -> dict[str, str]:
+        """Rename an entry of torch's legacy hook."""
+        old = legacy_keys(prefix, name)
+        new = (f"{prefix}parametrizations.{name}.original", f"{path}._u", f"{path}._v")
+        # Half of an entry is left for torch to name.
+        if new[0] in state_dict or not {old[0], old[1]} <= state_dict.keys():
+            return {}
+        renamed = {n: o for n, o in zip(new, old, strict=True) if o in state_dict}
+        for n, o in renamed.items():
+            state_dict[n] = state_dict.pop(o)
+        if "_u" not in self._buffers:  # a 1-D parameter: its norm needs neither
+            for key in new[1:]:
+                state_dict.pop(key, None)
+        return renamed
+
+    def complete(self, state_dict: dict[str, Any], path: str, computed: Tensor | None) -> None:
+        """Add v, which torch before 1.0 did not save."""
+        if "_u" in self._buffers and f"{path}._v" not in state_dict:
+            original, u = (
+                state_dict[key] for key in (f"{path.rpartition('.')[0]}.original", f"{path}._u")
+            )
+            state_dict[f"{path}._v"] = right_vector(original, u, self.dim, computed)
+
+    def __setstate__(self, state: dict[str, Any]) -> None:
+        super().__setstate__(state)
+        if self.options.power_iter == "update":
+            updates.follow(self)
+            self.replaced()
+
+    def right_inverse(self, value: Tensor) -> Tensor:
+        """The value itself: assigning to the parameter sets the weight before normalization."""
+        self.replaced()
+        return value
+
+    def extra_repr(self) -> str:
+        shown = {name: getattr(self.options, name) for name in ("n_power_iterations", "dim")}
+        shown |= {"eps": f"{self.options.eps:g}"}
+        for name in ("power_iter", "autocast_output", "backend"):
+            value = getattr(self.options, name)
+            if value != OPTIONS[name]:
+                shown[name] = repr(value)
+        return ", ".join(f"{name}={value}" for name, value in shown.items())
+
+
+def _check_vectors(vectors: tuple[Tensor, Tensor], weight: Tensor, dim: int) -> None:
+    """Raise ValueError where u and v are not those of a weight of this shape."""
+    shapes = [tuple(vector.shape) for vector in vectors]
+    expected = [(size,) for size in matrix_shape(weight, dim)]
+    if shapes != expected:
+        raise ValueError(
+            f"vectors must be u and v of shapes {expected[0]} and {expected[1]} for a weight of "
+            f"shape {tuple(weight.shape)} and dim {dim}, got {shapes}"
+        )

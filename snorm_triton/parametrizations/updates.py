@@ -1,0 +1,88 @@
+"""Policy "update": one power iteration for each step of an optimizer or other change of a weight.
+
+A weight's version counter does not tell of all: fused optimizers, ``.data`` and FSDP2 leave it as
+it is.
+"""
+
+from __future__ import annotations
+
+from typing import Any, Protocol, cast
+from weakref import WeakSet
+
+import torch
+from torch import Tensor
+from torch.optim.optimizer import register_optimizer_step_post_hook
+
+from ..ops.dispatch import is_sharded
+from ..ops.fingerprint import fingerprint
+from ..ops.state import overwrite
+from ..torch_internals import functorch
+from ..torch_internals.storage import memory_of, version
+
+steps = 0  # of any optimizer, so far
+
+
+class Follower(Protocol):
+    """Something that holds a flag, of shape () and on any device, to be raised at every step."""
+
+    @property
+    def due(self) -> Tensor: ...
+
+
+_followers: WeakSet[Any] = WeakSet()
+
+
+def follow(follower: Follower) -> None:
+    """Raise the flag of ``follower`` after every step, as long as it lives."""
+    _followers.add(follower)
+
+
+@torch.no_grad()
+def _count_step(optimizer: Any, args: Any, kwargs: Any) -> None:
+    global steps
+    steps += 1
+    flags: dict[torch.device, list[Tensor]] = {}
+    for follower in list(_followers):
+        due = follower.due
+        # Of a model copied in inference mode, which is not to be trained, or without memory yet.
+        if not (due.is_inference() or due.is_meta):
+            flags.setdefault(due.device, []).append(due)
+    for alike in flags.values():
+        torch._foreach_add_(alike, 1)
+
+
+register_optimizer_step_post_hook(_count_step)
+
+
+def is_due(parametrization: Any, weight: Tensor) -> bool:
+    """Whether the weight may have changed since the last iteration."""
+    due: Tensor = parametrization.due
+    now, last = _now(parametrization, weight), parametrization._updated_for
+    if last is not None and last[0] != steps and due.device.type == "cpu":
+        # Compiled code has iterated since that step, if its flag is down.
+        return bool(due.item())
+    return bool(now != last)
+
+
+def has_iterated(parametrization: Any, weight: Tensor) -> None:
+    """Note that an access has iterated on the weight as it is now."""
+    parametrization.__dict__["_updated_for"] = _now(parametrization, weight)
+    overwrite([parametrization.due], [torch.zeros_like(parametrization.due)])
+
+
+def _now(parametrization: Any, weight: Tensor) -> tuple[object, ...]:
+    """What an iteration now would be of."""
+    if parametrization.follows_steps_alone or "_is_fsdp_managed_module" in parametrization.__dict__:
+        return (steps,)
+    if functorch.active():
+        weight = functorch.plain(weight)
+    local = cast(Any, weight).to_local() if is_sharded(weight) else weight
+    return (
+        steps,
+        version(weight),
+        memory_of(local),
+        local.storage_offset(),
+        local.stride(),
+        fingerprint(local),
+        memory_of(parametrization._u),  # functional_call may bring another
+    )

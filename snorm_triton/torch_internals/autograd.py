@@ -1,0 +1,56 @@
+"""What autograd does just now, and what it offers to a node that is made often."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from .door import private, without
+
+_task = private(
+    "torch._C",
+    "_current_graph_task_id",
+    without(
+        "torch._C._current_graph_task_id",
+        "a power iteration is done in recomputations of activation checkpoints too",
+        -1,
+    ),
+)
+_hooks = private("torch._C._autograd", "_top_saved_tensors_default_hooks")
+_foreach_copy = private("torch", "_foreach_copy_")
+
+
+class _Function(torch.autograd.Function):
+    pass
+
+
+# What torch.autograd.Function adds to its base is for transforms of torch.func, and takes as long
+# as a matrix-vector product of a small weight.
+EagerFunction: Any = private("torch.autograd.function", "_SingleLevelFunction", _Function)
+compiled_autograd_key: Any = private("torch.autograd", "Function._compiled_autograd_key")
+
+
+def backward_id() -> int:
+    """A number of the backward that runs here, -1 outside of any."""
+    return _task()  # type: ignore[no-any-return]
+
+
+def in_backward() -> bool:
+    """Whether this is inside a backward."""
+    return _task() != -1  # type: ignore[no-any-return]
+
+
+def saved_tensors_hooks() -> Any:
+    """The innermost pair of hooks on saved tensors, None without; True where torch cannot tell."""
+    return True if _hooks is None else _hooks(True)
+
+
+def foreach_copy_(into: list[Tensor], values: list[Tensor]) -> None:
+    """Copy each value into its tensor, in as few launches as can be."""
+    if _foreach_copy is not None:
+        _foreach_copy(into, values)
+        return
+    for tensor, value in zip(into, values, strict=True):
+        tensor.copy_(value)

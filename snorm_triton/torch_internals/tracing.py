@@ -1,0 +1,24 @@
+"""What records or traces the code that runs, besides torch.compile, which says so itself."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+
+from .door import private
+
+_jit: Any = torch.jit
+_is_tracing = private("torch._C", "_is_tracing", _jit.is_tracing)
+_has_flag = private("torch.compiler", "_is_exporting_flag") is not None
+
+
+def is_tracing() -> bool:
+    """Whether torch.jit.trace records."""
+    return bool(_is_tracing())
+
+
+def is_exporting() -> bool:
+    """Whether torch.export traces."""
+    # The flag itself: is_exporting() is true of all that torch 2.11 compiles.
+    return torch.compiler._is_exporting_flag if _has_flag else torch.compiler.is_exporting()
