@@ -2,7 +2,7 @@
 
 from . import functional
 from .api import refresh_spectral_norm, remove_spectral_norm, spectral_norm
-from .checkpoint import convert_state_dict
+from .checkpoints.state_dicts import convert_state_dict
 from .models import (
     SNDCGANDiscriminator,
     SNDCGANGenerator,

@@ -12,7 +12,7 @@ from torch.nn.utils import parametrizations, parametrize, prune
 from torch.nn.utils import spectral_norm as legacy_spectral_norm
 
 from snorm_triton import convert_state_dict, remove_spectral_norm, sigmas, spectral_norm
-from snorm_triton.checkpoint import right_vector
+from snorm_triton.checkpoints.missing_v import right_vector
 
 
 def trained(norm, kind, **options):

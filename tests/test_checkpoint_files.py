@@ -13,8 +13,9 @@ from safetensors.torch import load_file, save_file
 from torch import nn
 from torch.nn.utils import spectral_norm as legacy_spectral_norm
 
-from snorm_triton import __main__ as command_line
-from snorm_triton import checkpoint_files, spectral_norm
+from snorm_triton import spectral_norm
+from snorm_triton.checkpoints import files as checkpoint_files
+from snorm_triton.cli import main as command_line
 
 
 def model_of(norm):

@@ -10,7 +10,7 @@ import snorm_triton
 
 MODULES = [
     "snorm_triton.api",
-    "snorm_triton.checkpoint",
+    "snorm_triton.checkpoints.state_dicts",
     "snorm_triton.modules.conversion",
     "snorm_triton.functional",
     "snorm_triton.modules.folding",

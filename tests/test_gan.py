@@ -14,7 +14,8 @@ pytest.importorskip("sklearn", reason="the demo extra is not installed")
 pytest.importorskip("matplotlib", reason="the demo extra is not installed")
 pytest.importorskip("tqdm", reason="the demo extra is not installed")
 
-from snorm_triton import __main__ as command_line
+from snorm_triton.cli import demo as demo_command
+from snorm_triton.cli import main as command_line
 from snorm_triton.gan.data import DigitReader, load_digits, rows_of_digits
 from snorm_triton.gan.demo import NORMALIZATIONS, run_demo
 from snorm_triton.gan.losses import discriminator_loss, generator_loss
@@ -179,7 +180,7 @@ def test_demo_command_names_its_folder(tmp_path: Path, capsys):
 
 
 def test_demo_command_says_which_packages_are_missing(monkeypatch, tmp_path):
-    monkeypatch.setattr(command_line, "find_spec", lambda module: None)
+    monkeypatch.setattr(demo_command, "find_spec", lambda module: None)
     message = command_line.main(["demo", "--output", str(tmp_path / "out")])
     assert message == (
         "the demo needs scikit-learn, matplotlib, tqdm: pip install '.[demo]' in its checkout"

@@ -10,7 +10,7 @@ from torch import nn
 from torch.nn.parameter import UninitializedParameter, is_lazy
 from torch.utils.hooks import RemovableHandle
 
-from ..checkpoint import legacy_keys, parametrized_keys
+from ..checkpoints.layouts import legacy_keys, parametrized_keys
 from .loading import before_load, take_checkpoints
 
 

@@ -10,7 +10,8 @@ import torch
 from torch import Tensor
 from torch.nn import Parameter
 
-from ..checkpoint import legacy_keys, right_vector
+from ..checkpoints.layouts import legacy_keys
+from ..checkpoints.missing_v import right_vector
 from ..functional import l2_normalize, matrix_shape, normalize, normalize_together, state_dtype
 from ..ops import recomputation
 from ..ops.calls import Access, Evaluate, Iterate, Normalized, Replay, State

@@ -16,7 +16,8 @@ from typing import Any, NamedTuple
 
 import torch
 
-from .checkpoint import convert_state_dict, find_entries
+from .entries import find_entries
+from .state_dicts import convert_state_dict
 
 
 class Contents(NamedTuple):
