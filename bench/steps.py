@@ -13,7 +13,7 @@ OVERHEAD, PROFILE = "overhead.json", "profile.csv"
 
 WORKERS = min(12, os.cpu_count() or 1)
 # They import packages that may not be installed, and hold no test of a GPU.
-NOT_OF_A_GPU = ("tests/compatibility", "tests/checkpoints/test_files.py")
+NOT_OF_A_GPU = ("tests/compatibility", "tests/checkpoints")
 # Every kernel, whole rows, runs and chunks: few, since each access is checked.
 CHECKED = (
     "float32 and forward_and_backward and (linear or transposed-k4 or conv-channels-last)"

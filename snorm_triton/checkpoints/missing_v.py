@@ -46,9 +46,28 @@ def _norm(tensor: Tensor) -> Tensor:
 
 def missing_v(entry: Entry, state_dict: Mapping[str, Any], dims: Mapping[str, int]) -> Tensor:
     """The v of a legacy entry; ValueError where the state dict does not determine it."""
-    weight, u = (state_dict[key] for key in entry.keys[:2])
+    original_key, u_key, v_key = entry.keys
+    weight, u = state_dict[original_key], state_dict[u_key]
     dim = _output_dim(entry, weight, u, dims.get(entry.path))
+    for key, shape in ((original_key, weight.shape), (u_key, u.shape), (entry.path, weight.shape)):
+        if key in state_dict and not _is_dense(state_dict[key], shape):
+            raise ValueError(
+                f"{v_key} is missing, and to compute it {key} must be a dense tensor of shape "
+                f"{tuple(shape)}, floating or complex, and not expanded"
+            )
     return right_vector(weight, u, dim, state_dict.get(entry.path))
+
+
+def _is_dense(value: Any, shape: torch.Size) -> bool:
+    """Whether it is a tensor of numbers with memory for each: a copy takes no more than it does."""
+    return (
+        isinstance(value, Tensor)
+        and value.shape == shape
+        and value.layout == torch.strided
+        and not value.is_meta
+        and (value.is_floating_point() or value.is_complex())
+        and value.numel() * value.element_size() <= value.untyped_storage().nbytes()
+    )
 
 
 def _output_dim(entry: Entry, original: Tensor, u: Tensor, dim: int | None) -> int:

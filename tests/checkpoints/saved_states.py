@@ -3,8 +3,10 @@
 from collections import OrderedDict
 
 import torch
+from torch import nn
 
 from snorm_triton import convert_state_dict
+from snorm_triton.cli.main import main
 
 
 def trained(norm, kind, **options):
@@ -51,3 +53,11 @@ def new_state(**changes):
     state = convert_state_dict(legacy_state())
     state |= {f"a.parametrizations.weight.{key}": value for key, value in changes.items()}
     return {key: value for key, value in state.items() if value is not None}
+
+
+def model_of(norm):
+    return nn.Sequential(norm(nn.Linear(4, 3)), nn.BatchNorm1d(3), norm(nn.Linear(3, 3)))
+
+
+def convert(source, target, to="ours"):
+    return main(["convert-checkpoint", str(source), str(target), "--to", to])

@@ -35,6 +35,31 @@ def test_an_entry_that_is_incomplete_or_does_not_fit_is_named(state, message, to
     assert state == given
 
 
+@pytest.mark.parametrize(
+    "weight",
+    [
+        torch.ones(1).expand(4, 3),
+        torch.ones(4, 3, device="meta"),
+        torch.ones(4, 3).to_sparse(),
+        torch.ones(4, 3, dtype=torch.int32),
+    ],
+    ids=["expanded", "meta", "sparse", "integer"],
+)
+@pytest.mark.parametrize("key", ["weight_orig", "weight"])
+def test_a_v_is_computed_from_dense_weights_alone(weight, key):
+    state = legacy_state(weight_v=None, **{key: weight})
+    message = rf"a\.weight_v is missing, and to compute it a\.{key} must be .*\(4, 3\)"
+    with pytest.raises(ValueError, match=message):
+        convert_state_dict(state)
+    assert state["a." + key] is weight
+
+
+def test_a_weight_as_last_normalized_has_the_shape_of_the_weight():
+    for weight in (torch.ones(3, 4), "x"):
+        with pytest.raises(ValueError, match=r"to compute it a\.weight must be .*\(4, 3\)"):
+            convert_state_dict(legacy_state(weight_v=None, weight=weight))
+
+
 def test_what_the_metadata_declares_must_be_there():
     state = legacy_spectral_norm(nn.Linear(3, 2), "bias").state_dict(prefix="a.")
     del state["a.bias_u"], state["a.bias_v"]
