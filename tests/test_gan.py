@@ -131,6 +131,12 @@ def test_training_moves_both_networks_and_ends_at_learning_rate_zero(digits, siz
     assert [schedule.get_last_lr() for schedule in trainer._schedules] == [[0.0], [0.0]]
 
 
+@pytest.mark.parametrize("shape", [(1, 12, 12), (1, 2, 2), (1, 8, 16), (3, 8, 8)], ids=str)
+def test_images_of_another_shape_are_refused(shape):
+    with pytest.raises(ValueError, match=r"images must .* bottom_width=2 by .*, got \(10, "):
+        Trainer(torch.zeros(10, *shape), torch.arange(10), TINY)
+
+
 def test_demo_writes_pictures_and_metrics(tmp_path):
     history = run_demo(tmp_path / "out", TINY, progress=False)
     assert sorted(path.name for path in (tmp_path / "out").iterdir()) == sorted(FILES)
@@ -166,6 +172,12 @@ def test_demo_runs_with_each_normalization(tmp_path, normalization):
             assert values.normalized == values.raw
         else:
             assert values.normalized == pytest.approx(1, abs=0.2)
+
+
+def test_demo_names_the_normalizations_that_it_has(tmp_path):
+    with pytest.raises(ValueError, match="must be one of snorm, torch, none, got 'ours'"):
+        run_demo(tmp_path / "out", TINY, normalization="ours")
+    assert not (tmp_path / "out").exists()
 
 
 def test_no_command_prints_help(capsys):

@@ -8,7 +8,7 @@ from torch.nn.utils import parametrizations
 from tqdm import tqdm
 
 from ..api import spectral_norm
-from ..models.blocks import Normalization
+from ..models.arguments import Normalization
 from .data import NUM_CLASSES, DigitReader, load_digits, rows_of_digits
 from .history import ROWS_SHOWN, History, write_csv
 from .pictures import draw_samples, draw_sigma
@@ -32,9 +32,12 @@ def run_demo(
 ) -> History:
     """Train on the digits and write samples.png, sigma.png and metrics.csv into `output`.
 
-    Seeds torch's global generators: on a CPU the same seed gives the same files. Raises KeyError
+    Seeds torch's global generators: on a CPU the same seed gives the same files. Raises ValueError
     for a normalization that is not one of `NORMALIZATIONS`, OSError where `output` is no folder.
     """
+    if normalization not in NORMALIZATIONS:
+        choices = ", ".join(NORMALIZATIONS)
+        raise ValueError(f"normalization must be one of {choices}, got {normalization!r}")
     output.mkdir(parents=True, exist_ok=True)
     torch.manual_seed(seed)
     images, labels = load_digits()

@@ -10,7 +10,7 @@ RAW_WEIGHT = "parametrizations.weight.original"
 
 
 class TopSingularValues(NamedTuple):
-    """Of one layer: that of the weight the optimizer sees, and that of the weight in use."""
+    """Of the weight that the optimizer sees in a layer, and of the weight in use."""
 
     raw: float
     normalized: float

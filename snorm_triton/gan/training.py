@@ -10,7 +10,7 @@ from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
 
 from ..api import spectral_norm
 from ..models import SNResNetDiscriminator, SNResNetGenerator
-from ..models.blocks import Normalization
+from ..models.arguments import Normalization
 from .losses import discriminator_loss, generator_loss
 
 
@@ -34,7 +34,7 @@ class TrainingConfig:
 
 
 class Losses(NamedTuple):
-    """Of one step; that of the discriminator is from the last of its steps."""
+    """The losses of one step; the discriminator's is from the last of its steps."""
 
     discriminator: float
     generator: float
@@ -43,9 +43,9 @@ class Losses(NamedTuple):
 class Trainer:
     """Trains an SN-ResNet GAN on images (N, 1, H, H) in [-1, 1] with labels (N,).
 
-    H is `bottom_width` times a power of two from 2 on. Both networks live where the images do, and
-    every random number is drawn from torch's global generators: seed those for a run that can be
-    repeated.
+    H is `bottom_width` times a power of two from 2 on, ValueError otherwise. Both networks live
+    where the images do, and every random number is drawn from torch's global generators: seed those
+    for a run that can be repeated.
     """
 
     def __init__(
@@ -57,6 +57,12 @@ class Trainer:
     ) -> None:
         num_classes = int(labels.max()) + 1
         num_blocks = (images.shape[-1] // config.bottom_width).bit_length() - 1
+        size = config.bottom_width * 2**num_blocks
+        if num_blocks < 1 or images.shape[1:] != (1, size, size):
+            raise ValueError(
+                f"images must have shape (N, 1, H, H) with H a multiple of bottom_width="
+                f"{config.bottom_width} by 2, 4, 8 and so on, got {tuple(images.shape)}"
+            )
         self.images, self.labels, self.config = images, labels, config
         self.generator = SNResNetGenerator(
             num_blocks,

@@ -1,15 +1,13 @@
 """The residual blocks of the SN-ResNet GANs (Miyato et al., arXiv 1802.05957, Tables 4 to 6)."""
 
 import math
-from collections.abc import Callable
 from typing import TypeVar
 
 import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
-Normalization = Callable[[nn.Module], nn.Module]
-"""Takes a layer, returns it normalized: `spectral_norm` is one."""
+from .arguments import Normalization
 
 Layer = TypeVar("Layer", nn.Conv2d, nn.Linear, nn.Embedding)
 
@@ -17,14 +15,30 @@ Layer = TypeVar("Layer", nn.Conv2d, nn.Linear, nn.Embedding)
 def normalize_layers(model: nn.Module, normalization: Normalization | None) -> None:
     """Normalize every Conv2d, Linear and Embedding of `model`, in place.
 
-    A model calls it last: once its weight is computed, a layer can no longer be initialized.
+    A model calls it last, when the weights are drawn. Raises TypeError where `normalization`
+    returns something else than a module.
     """
     if normalization is None:
         return
     for parent in list(model.modules()):
         for name, layer in list(parent.named_children()):
             if isinstance(layer, nn.Conv2d | nn.Linear | nn.Embedding):
-                setattr(parent, name, normalization(layer))
+                setattr(parent, name, _normalize(layer, normalization))
+
+
+def _normalize(layer: nn.Module, normalization: Normalization) -> nn.Module:
+    kind = type(layer).__name__
+    try:
+        normalized = normalization(layer)
+    except Exception as error:
+        error.add_note(f"normalization={normalization!r} raised it for a {kind}")
+        raise
+    if not isinstance(normalized, nn.Module):
+        raise TypeError(
+            "normalization must return the layer that it is given, normalized; for a "
+            f"{kind} it returned {normalized!r}"
+        )
+    return normalized
 
 
 def glorot(layer: Layer, gain: float = 1) -> Layer:
@@ -102,7 +116,7 @@ class ConditionalBatchNorm2d(nn.Module):
 
 
 class GeneratorBlock(nn.Module):
-    """A block of a generator, (N, in, H, W) -> (N, out, 2H, 2W), up-sampled by nearest neighbour.
+    """A block of a generator, (N, in, H, W) -> (N, out, 2H, 2W), up-sampled by nearest neighbor.
 
     With `num_classes` its batch norm takes the scale and shift of the labels y, (N,).
     """

@@ -8,7 +8,8 @@ drawn after normalizing, which leaves the raw weights as they were; here they ar
 from torch import Tensor, nn
 
 from ..api import spectral_norm
-from .blocks import Normalization, normalize_layers
+from .arguments import Normalization, check_normalization, check_sizes
+from .blocks import normalize_layers
 
 
 def _draw(module: nn.Module) -> None:
@@ -28,6 +29,10 @@ class SNDCGANDiscriminator(nn.Sequential):
         normalization: what is done to every convolution, after its initialization: a callable that
             takes the layer and returns it, or None for nothing.
 
+    Raises:
+        ValueError: a size is no positive integer.
+        TypeError: `normalization` is no function, or returns something else than a module.
+
     Example:
         >>> import torch
         >>> SNDCGANDiscriminator()(torch.randn(2, 1, 28, 28)).shape
@@ -41,6 +46,8 @@ class SNDCGANDiscriminator(nn.Sequential):
         *,
         normalization: Normalization | None = spectral_norm,
     ) -> None:
+        check_normalization(normalization)
+        check_sizes(in_channels=in_channels, channels=channels)
         super().__init__(
             nn.Conv2d(in_channels, channels, kernel_size=4, stride=2),
             nn.BatchNorm2d(channels),
@@ -67,6 +74,9 @@ class SNDCGANGenerator(nn.Sequential):
         channels: width before the last convolution; the first two have four and two times as many.
         out_channels: channels of the image.
 
+    Raises:
+        ValueError: a size is no positive integer.
+
     Example:
         >>> import torch
         >>> SNDCGANGenerator()(torch.randn(2, 64)).shape
@@ -74,6 +84,7 @@ class SNDCGANGenerator(nn.Sequential):
     """
 
     def __init__(self, z_dim: int = 64, channels: int = 64, out_channels: int = 1) -> None:
+        check_sizes(z_dim=z_dim, channels=channels, out_channels=out_channels)
         super().__init__(
             nn.ConvTranspose2d(z_dim, 4 * channels, kernel_size=3, stride=2),  # 3x3
             nn.BatchNorm2d(4 * channels),

@@ -1,7 +1,7 @@
 """SN-ResNet: the residual GAN of the spectral normalization paper.
 
 Miyato, Kataoka, Koyama, Yoshida: Spectral Normalization for Generative Adversarial Networks
-(arXiv 1802.05957), Tables 4 to 6; the projection head is that of Miyato and Koyama: cGANs with
+(arXiv 1802.05957), Tables 4 to 6; the projection head follows Miyato and Koyama: cGANs with
 Projection Discriminator (arXiv 1802.05637). Initialized as in the authors' code.
 """
 
@@ -13,10 +13,16 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 from ..api import spectral_norm
+from .arguments import (
+    Normalization,
+    check_labels,
+    check_normalization,
+    check_sizes,
+    widths_of,
+)
 from .blocks import (
     DiscriminatorBlock,
     GeneratorBlock,
-    Normalization,
     OptimizedBlock,
     glorot,
     normalize_layers,
@@ -30,7 +36,8 @@ class SNResNetDiscriminator(nn.Module):
         num_blocks: residual blocks, the first of them the optimized one.
         channels: the width of every block, or one width for each.
         in_channels: channels of the image.
-        num_downsamples: how many blocks, from the first on, halve the resolution.
+        num_downsamples: how many blocks, from the first on, halve the resolution; None is two, or
+            one where there is one block.
         num_classes: adds the projection head, a normalized class embedding whose inner product
             with the summed features is added to the output.
         head_bias: whether the last linear layer has a bias.
@@ -38,8 +45,9 @@ class SNResNetDiscriminator(nn.Module):
             a callable that takes the layer and returns it, or None for nothing.
 
     Raises:
-        ValueError: a size is not positive, `channels` does not fit `num_blocks`, or
+        ValueError: a size is no positive integer, `channels` does not fit `num_blocks`, or
             `num_downsamples` is not between 1 and `num_blocks`.
+        TypeError: `normalization` is no function, or returns something else than a module.
 
     Example:
         >>> import torch
@@ -54,18 +62,24 @@ class SNResNetDiscriminator(nn.Module):
         channels: int | Sequence[int] = 128,
         in_channels: int = 3,
         *,
-        num_downsamples: int = 2,
+        num_downsamples: int | None = None,
         num_classes: int | None = None,
         head_bias: bool = True,
         normalization: Normalization | None = spectral_norm,
     ) -> None:
         super().__init__()
-        _check_positive(num_blocks=num_blocks, in_channels=in_channels, num_classes=num_classes)
-        if not 1 <= num_downsamples <= num_blocks:
+        check_normalization(normalization)
+        check_sizes(num_blocks=num_blocks, in_channels=in_channels)
+        if num_classes is not None:
+            check_sizes(num_classes=num_classes)
+        if num_downsamples is None:
+            num_downsamples = min(2, num_blocks)
+        check_sizes(num_downsamples=num_downsamples)
+        if num_downsamples > num_blocks:
             raise ValueError(
-                f"num_downsamples must be in 1..{num_blocks} (num_blocks), got {num_downsamples}"
+                f"num_downsamples must be at most num_blocks={num_blocks}, got {num_downsamples}"
             )
-        widths = _widths(channels, num_blocks)
+        widths = widths_of(channels, num_blocks)
         self.num_classes = num_classes
         self.blocks = nn.Sequential(OptimizedBlock(in_channels, widths[0]))
         for place, (width_in, width_out) in enumerate(pairwise(widths), start=1):
@@ -80,9 +94,9 @@ class SNResNetDiscriminator(nn.Module):
     def forward(self, x: Tensor, y: Tensor | None = None) -> Tensor:
         """Images (N, in_channels, H, W) and, with num_classes, labels (N,) -> logits (N, 1).
 
-        Raises ValueError where y is missing, or given to an unconditional model.
+        Raises ValueError where y is missing, of another shape, or given to an unconditional model.
         """
-        _check_labels(y, self.num_classes)
+        check_labels(y, self.num_classes)
         features = functional.relu(self.blocks(x)).sum(dim=(2, 3))  # [N, C]
         output: Tensor = self.linear(features)
         if self.embedding is not None:
@@ -98,7 +112,6 @@ class SNResNetDiscriminator(nn.Module):
     ) -> Self:
         """The paper's discriminator of 32x32 images (Table 4): 1,053,824 parameters."""
         return cls(
-            num_downsamples=2,
             num_classes=num_classes,
             head_bias=False,
             normalization=normalization,
@@ -143,15 +156,15 @@ class SNResNetGenerator(nn.Module):
     Nothing in it is spectrally normalized, as in the paper.
 
     Args:
-        num_blocks: residual blocks; each doubles the resolution.
-        channels: the width everywhere, or `num_blocks` + 1 widths, that of the first input first.
+        num_blocks: residual blocks.
+        channels: the width everywhere, or `num_blocks` + 1 widths, from the first block's input on.
         out_channels: channels of the image.
         z_dim: length of the noise vector.
-        bottom_width: resolution before the first block; the image has 2**num_blocks times that.
+        bottom_width: resolution before the first block, which each block doubles.
         num_classes: gives the batch norm of the blocks a scale and a shift for each class.
 
     Raises:
-        ValueError: a size is not positive, or `channels` does not fit `num_blocks`.
+        ValueError: a size is no positive integer, or `channels` does not fit `num_blocks`.
 
     Example:
         >>> import torch
@@ -171,9 +184,11 @@ class SNResNetGenerator(nn.Module):
         num_classes: int | None = None,
     ) -> None:
         super().__init__()
-        _check_positive(num_blocks=num_blocks, out_channels=out_channels, z_dim=z_dim)
-        _check_positive(bottom_width=bottom_width, num_classes=num_classes)
-        widths = _widths(channels, num_blocks + 1)
+        check_sizes(num_blocks=num_blocks, out_channels=out_channels, z_dim=z_dim)
+        check_sizes(bottom_width=bottom_width)
+        if num_classes is not None:
+            check_sizes(num_classes=num_classes)
+        widths = widths_of(channels, num_blocks + 1)
         self.z_dim, self.bottom_width, self.num_classes = z_dim, bottom_width, num_classes
         self.linear = glorot(nn.Linear(z_dim, widths[0] * bottom_width**2))
         self.blocks = nn.ModuleList(
@@ -186,9 +201,9 @@ class SNResNetGenerator(nn.Module):
     def forward(self, z: Tensor, y: Tensor | None = None) -> Tensor:
         """Noise (N, z_dim) and, with num_classes, labels (N,) -> images (N, C, H, W) in [-1, 1].
 
-        Raises ValueError where y is missing, or given to an unconditional model.
+        Raises ValueError where y is missing, of another shape, or given to an unconditional model.
         """
-        _check_labels(y, self.num_classes)
+        check_labels(y, self.num_classes)
         x: Tensor = self.linear(z).unflatten(1, (-1, self.bottom_width, self.bottom_width))
         for block in self.blocks:
             x = block(x, y)
@@ -209,26 +224,3 @@ class SNResNetGenerator(nn.Module):
         """The paper's generator of 128x128 images (Table 6)."""
         widths = (1024, 1024, 512, 256, 128, 64)
         return cls(num_blocks=5, channels=widths, num_classes=num_classes)
-
-
-def _check_positive(**sizes: int | None) -> None:
-    for name, size in sizes.items():
-        if size is not None and size < 1:
-            raise ValueError(f"{name} must be at least 1, got {size}")
-
-
-def _check_labels(y: Tensor | None, num_classes: int | None) -> None:
-    if num_classes is None and y is not None:
-        raise ValueError("y was given, but the model is unconditional: build it with num_classes")
-    if num_classes is not None and y is None:
-        raise ValueError(f"y is missing: the model is conditional, num_classes={num_classes}")
-
-
-def _widths(channels: int | Sequence[int], length: int) -> list[int]:
-    """One width for each of `length` places."""
-    widths = [channels] * length if isinstance(channels, int) else list(channels)
-    if len(widths) != length:
-        raise ValueError(f"channels must be an int or {length} ints, got {len(widths)} of them")
-    if min(widths) < 1:
-        raise ValueError(f"channels must be at least 1, got {channels}")
-    return widths
