@@ -1,8 +1,9 @@
 """SN-DCGAN: the small convolutional GAN of the "Spectrally Normalized GANs" course notebook.
 
 The architecture (28x28 images by default, leaky ReLU and batch norm in the discriminator, noise of
-length 64, N(0, 0.02) initialization) is the notebook's. One thing differs: there the weights are
-drawn after normalizing, which leaves the raw weights as they were; here they are drawn before.
+length 64, N(0, 0.02) initialization) is the notebook's. The order differs: the notebook draws after
+it has registered torch's hook, under which `weight` shares the memory of the original until the
+first forward; here weights are drawn first. Either way the raw weights start as N(0, 0.02).
 """
 
 from torch import Tensor, nn
