@@ -19,6 +19,7 @@ NORMALIZATIONS: Mapping[str, Normalization | None] = {
     "torch": parametrizations.spectral_norm,
     "none": None,
 }
+CHOICES = ", ".join(NORMALIZATIONS)
 
 
 def run_demo(
@@ -36,8 +37,7 @@ def run_demo(
     for a normalization that is not one of `NORMALIZATIONS`, OSError where `output` is no folder.
     """
     if normalization not in NORMALIZATIONS:
-        choices = ", ".join(NORMALIZATIONS)
-        raise ValueError(f"normalization must be one of {choices}, got {normalization!r}")
+        raise ValueError(f"normalization must be one of {CHOICES}, got {normalization!r}")
     output.mkdir(parents=True, exist_ok=True)
     torch.manual_seed(seed)
     images, labels = load_digits()

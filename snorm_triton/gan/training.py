@@ -56,16 +56,9 @@ class Trainer:
         normalization: Normalization | None = spectral_norm,
     ) -> None:
         num_classes = int(labels.max()) + 1
-        num_blocks = (images.shape[-1] // config.bottom_width).bit_length() - 1
-        size = config.bottom_width * 2**num_blocks
-        if num_blocks < 1 or images.shape[1:] != (1, size, size):
-            raise ValueError(
-                f"images must have shape (N, 1, H, H) with H a multiple of bottom_width="
-                f"{config.bottom_width} by 2, 4, 8 and so on, got {tuple(images.shape)}"
-            )
         self.images, self.labels, self.config = images, labels, config
         self.generator = SNResNetGenerator(
-            num_blocks,
+            _num_blocks(images, config.bottom_width),
             config.channels,
             out_channels=1,
             z_dim=config.z_dim,
@@ -141,3 +134,14 @@ class Trainer:
         self._generator_optimizer.step()
         self.discriminator.requires_grad_(True)
         return loss.detach()
+
+
+def _num_blocks(images: Tensor, bottom_width: int) -> int:
+    """How often the generator doubles `bottom_width`; ValueError where that never is H."""
+    num_blocks = (images.shape[-1] // bottom_width).bit_length() - 1
+    if num_blocks < 1 or images.shape[1:] != (1, *[bottom_width * 2**num_blocks] * 2):
+        raise ValueError(
+            f"images must have shape (N, 1, H, H) with H a multiple of bottom_width={bottom_width} "
+            f"by 2, 4, 8 and so on, got {tuple(images.shape)}"
+        )
+    return num_blocks
