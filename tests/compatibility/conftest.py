@@ -1,57 +1,106 @@
-"""What users do with a normalized model, tried on ours and on torch's own spectral norm.
+"""What users do with a normalized model, tried on ours and on both of torch's own spectral norms.
 
-A test of a promise asks for `sn`, a spectral norm, and runs twice. Its mark says what the user does
-and what becomes of it with torch's: nothing where that works as well, `fails` with the exception in
-`raises`, or `lacks` where torch has nothing to try. All three are claims: the run fails where one
-does not hold. `--compatibility FILE` writes the table.
+A test of a promise asks for `sn`, a spectral norm, and runs with each. Its mark says what the user
+does, and what becomes of it with the `hook`, with the `parametrization`, or with both of `torch`:
+nothing where that works as well; a few words and the exception where it fails; the words alone
+where there is nothing to try. But for the last, the run fails where that is untrue.
+`--compatibility FILE` writes the table.
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass
+from operator import attrgetter
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import pytest
 import torch
-from torch import nn
-from torch.nn.utils.parametrizations import spectral_norm as torch_spectral_norm
-from torch.nn.utils.parametrize import remove_parametrizations
+from torch import Tensor, nn
+from torch.nn.utils import parametrizations, parametrize
 
 import snorm_triton
 
 PROMISE = "promise"
+WORKS = ("works", None)
 # Promised, and not kept yet or not tried: these stand in the table, without a test that ran.
-NOT_YET: list[tuple[str, str, str]] = [
+NOT_YET = [
     ("The norm of the convolution, not of the reshaped weight", "1.5 for 3x3", "not built yet"),
     ("A soft bound: divide only where sigma exceeds it", "none", "not built yet"),
     ("DataParallel, CUDA graphs, autocast on a GPU", "not tried", "tests that need a GPU"),
 ]
 
 
+class Keys(NamedTuple):
+    """Where a layer and its state dict have the weight before normalization, u and v."""
+
+    original: str
+    u: str
+    v: str
+
+
 @dataclass(frozen=True)
 class SpectralNorm:
-    """A spectral norm, by the calls that both have."""
+    """A spectral norm, by the calls and the values that each has."""
 
     name: str
     spectral_norm: Callable[..., Any]
     remove: Callable[..., Any]
+    keys: Keys
 
     @property
-    def is_ours(self) -> bool:
-        return self.name == "ours"
+    def is_hook(self) -> bool:
+        return self.name == "hook"
 
     def apply(self, model: nn.Module) -> nn.Module:
-        """Normalize the layers of a model, each at its access."""
+        """Normalize the layers of a model."""
         for module in list(model.modules()):
             if isinstance(module, nn.Linear | nn.modules.conv._ConvNd | nn.Embedding):
                 self.spectral_norm(module)
         return model
 
+    def original(self, layer: nn.Module) -> nn.Parameter:
+        return attrgetter(self.keys.original)(layer)
 
-OURS = SpectralNorm("ours", snorm_triton.spectral_norm, snorm_triton.remove_spectral_norm)
-TORCH = SpectralNorm("torch", torch_spectral_norm, remove_parametrizations)
+    def vectors(self, layer: nn.Module) -> tuple[Tensor, Tensor]:
+        return attrgetter(self.keys.u, self.keys.v)(layer)
+
+    def weight(self, layer: nn.Module) -> Tensor:
+        """What one more access gives; the hook computes it in a forward alone, so that is run."""
+        if self.is_hook:
+            layer(torch.zeros_like(self.original(layer)[:1]))
+        return layer.weight
+
+
+PARAMETRIZED = Keys(
+    "parametrizations.weight.original",
+    "parametrizations.weight.0._u",
+    "parametrizations.weight.0._v",
+)
+OURS = SpectralNorm(
+    "ours", snorm_triton.spectral_norm, snorm_triton.remove_spectral_norm, PARAMETRIZED
+)
+OF_TORCH = [  # in the order of the table
+    SpectralNorm(
+        "hook",
+        nn.utils.spectral_norm,
+        nn.utils.remove_spectral_norm,
+        Keys("weight_orig", "weight_u", "weight_v"),
+    ),
+    SpectralNorm(
+        "parametrization",
+        parametrizations.spectral_norm,
+        parametrize.remove_parametrizations,
+        PARAMETRIZED,
+    ),
+]
+
+
+def claim(mark: pytest.Mark, name: str) -> tuple[str, type[Exception] | None]:
+    """What becomes of a promise with one of torch's, and the exception where it fails."""
+    claimed = mark.kwargs.get(name, mark.kwargs.get("torch", WORKS))
+    return (claimed, None) if isinstance(claimed, str) else claimed
 
 
 def pytest_configure(config: pytest.Config) -> None:
@@ -64,25 +113,40 @@ def pytest_generate_tests(metafunc: pytest.Metafunc) -> None:
     if "sn" not in metafunc.fixturenames:
         return
     (mark,) = metafunc.definition.iter_markers(PROMISE)
-    spectral_norms: list[Any] = [OURS]
-    if "fails" in mark.kwargs:
-        claim = pytest.mark.xfail(raises=mark.kwargs["raises"], strict=True)
-        spectral_norms.append(pytest.param(TORCH, marks=claim))
-    elif "lacks" not in mark.kwargs:
-        spectral_norms.append(TORCH)
-    metafunc.parametrize("sn", spectral_norms, ids=["ours", "torch"][: len(spectral_norms)])
+    spectral_norms = [pytest.param(OURS, id=OURS.name)]
+    for each in OF_TORCH:
+        outcome, raises = claim(mark, each.name)
+        if raises is not None:
+            fails = pytest.mark.xfail(raises=raises, reason=outcome, strict=True)
+            spectral_norms.append(pytest.param(each, id=each.name, marks=fails))
+        elif (outcome, raises) == WORKS:
+            spectral_norms.append(pytest.param(each, id=each.name))
+    metafunc.parametrize("sn", spectral_norms)
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     for item in items:
         mark = item.get_closest_marker(PROMISE)
         if mark is not None:
-            stock = mark.kwargs.get("fails") or mark.kwargs.get("lacks") or "works"
             section = (item.getparent(pytest.Module).obj.__doc__ or "").strip().splitlines()[0]
-            test = item.nodeid.partition("[")[0]
             file, line, _ = item.location  # whatever order they run in
-            row = {"position": [file, line], "section": section, "test": test}
-            item.user_properties.append((PROMISE, {**row, "feature": mark.args[0], "stock": stock}))
+            row = {
+                "position": [file, line],
+                "section": section,
+                "test": item.nodeid.partition("[")[0],
+                "feature": mark.args[0],
+                "of_torch": [claim(mark, each.name)[0] for each in OF_TORCH],
+            }
+            item.user_properties.append((PROMISE, row))
+
+
+def table_row(*cells: str) -> str:
+    return f"| {' | '.join(cells)} |"
+
+
+def header(*columns: str) -> list[str]:
+    columns = ("what a user does", "torch's hook", "torch's parametrization", *columns)
+    return [table_row(*columns), table_row(*["---"] * len(columns))]
 
 
 class Table:
@@ -120,27 +184,21 @@ class Table:
         lines = [
             "# Compatibility",
             "",
-            "What users do with a normalized model: with "
-            "`torch.nn.utils.parametrizations.spectral_norm` of torch "
-            f"{torch.__version__.partition('+')[0]}, and with ours. Every row is a test of that "
-            "name; where torch's fails, the test demands that too. `make compatibility` writes "
-            "this page.",
+            "What users do with a normalized model: with the legacy hook of torch "
+            f"{torch.__version__.partition('+')[0]}, `torch.nn.utils.spectral_norm`, with its "
+            "parametrization, `torch.nn.utils.parametrizations.spectral_norm`, and with ours. "
+            "Every row is a test of that name, which tries each; where one of torch's fails, the "
+            "test demands that too. `make compatibility` writes this page.",
         ]
         section = None
         for row in sorted(self.rows.values(), key=lambda row: row["position"]):
             if row["section"] != section:
                 section = row["section"]
                 lines += ["", f"## {section.rstrip('.')}", ""]
-                lines += ["| what a user does | torch | ours | test |", "| --- | --- | --- | --- |"]
+                lines += header("ours", "test")
             file, _, name = row["test"].partition("::")
             test = f"`{Path(file).name}::{name}`"
-            lines.append(f"| {row['feature']} | {row['stock']} | works | {test} |")
-        lines += [
-            "",
-            "## Not yet",
-            "",
-            "| what a user does | torch | ours |",
-            "| --- | --- | --- |",
-        ]
-        lines += [f"| {feature} | {stock} | {ours} |" for feature, stock, ours in NOT_YET]
+            lines.append(table_row(row["feature"], *row["of_torch"], "works", test))
+        lines += ["", "## Not yet", "", *header("ours")]
+        lines += [table_row(feature, *[theirs] * 2, ours) for feature, theirs, ours in NOT_YET]
         return "\n".join(lines) + "\n"

@@ -13,16 +13,19 @@ from torch.distributed.fsdp import MixedPrecisionPolicy, fully_shard
 from torch.distributed.tensor import DTensor
 from torch.distributed.tensor.parallel import ColwiseParallel
 from torch.nn.parallel import DistributedDataParallel
-from torch.nn.utils.parametrizations import spectral_norm as torch_spectral_norm
+from torch.nn.utils import parametrizations
 from torch.testing import assert_close
 
 import snorm_triton
 from snorm_triton.distributed import parallelize_module
 
 ROUNDING = {"rtol": 1e-5, "atol": 1e-6}
-# Of either spectral norm's name, by which a rank knows it.
-NORMALIZE = {"ours": snorm_triton.spectral_norm, "torch": torch_spectral_norm}
-PARALLELIZE = {"ours": parallelize_module, "torch": torch_parallel.parallelize_module}
+# Of each spectral norm's name, by which a rank knows it.
+NORMALIZE = {
+    "hook": nn.utils.spectral_norm,
+    "parametrization": parametrizations.spectral_norm,
+    "ours": snorm_triton.spectral_norm,
+}
 
 
 def normalize(name, layer):
@@ -103,8 +106,7 @@ def fsdp_mixed_precision(name):
 
 @pytest.mark.promise(
     "FSDP2 in bfloat16, u and v in float32",
-    fails="RuntimeError: Float and BFloat16",
-    raises=RuntimeError,
+    torch=("RuntimeError: Float and BFloat16", RuntimeError),
 )
 def test_fully_shard_in_mixed_precision(sn, two_ranks):
     two_ranks.run(fsdp_mixed_precision, sn.name)
@@ -118,8 +120,8 @@ def fsdp_weight(name):
 
 @pytest.mark.promise(
     "FSDP2: `layer.weight` outside of forward, sharded",
-    fails="RuntimeError: mixed torch.Tensor and DTensor",
-    raises=RuntimeError,
+    hook=("the last forward's, whole", AttributeError),
+    parametrization=("RuntimeError: mixed torch.Tensor and DTensor", RuntimeError),
 )
 def test_weight_of_a_sharded_layer(sn, two_ranks):
     two_ranks.run(fsdp_weight, sn.name)
@@ -127,14 +129,19 @@ def test_weight_of_a_sharded_layer(sn, two_ranks):
 
 def fsdp_first(name):
     parallel = fully_shard(nn.Sequential(nn.Linear(6, 8)))
-    with pytest.raises(ValueError, match="normalize the model first, then call fully_shard"):
+
+    def normalize_and_run():
         normalize(name, parallel[0])
+        parallel(torch.randn(3, 6))
+
+    with pytest.raises(ValueError, match="normalize the model first, then call fully_shard"):
+        normalize_and_run()
 
 
 @pytest.mark.promise(
     "FSDP2: normalizing after `fully_shard` says in one sentence what to do",
-    fails="RuntimeError in `clamp_min_`",
-    raises=RuntimeError,
+    hook=("RuntimeError in `clamp_min_`, at the first forward", RuntimeError),
+    parametrization=("RuntimeError in `clamp_min_`", RuntimeError),
 )
 def test_normalizing_after_fully_shard(sn, two_ranks):
     two_ranks.run(fsdp_first, sn.name)
@@ -147,7 +154,8 @@ def tensor_parallel(name, normalize_first):
     whole = copy.deepcopy(layer)
     if normalize_first:
         normalize(name, layer)
-        PARALLELIZE[name](layer, mesh, ColwiseParallel())
+        parallelize = parallelize_module if name == "ours" else torch_parallel.parallelize_module
+        parallelize(layer, mesh, ColwiseParallel())
     else:
         torch_parallel.parallelize_module(layer, mesh, ColwiseParallel())
         normalize(name, layer)
@@ -164,8 +172,7 @@ def tensor_parallel(name, normalize_first):
 
 @pytest.mark.promise(
     "Tensor parallel: parallelize, then normalize",
-    fails="RuntimeError in `clamp_min_`",
-    raises=RuntimeError,
+    torch=("RuntimeError in `clamp_min_`", RuntimeError),
 )
 def test_normalizing_a_parallel_model(sn, two_ranks):
     two_ranks.run(tensor_parallel, sn.name, False)
@@ -173,8 +180,8 @@ def test_normalizing_a_parallel_model(sn, two_ranks):
 
 @pytest.mark.promise(
     "Tensor parallel: normalize, then parallelize, by `snorm_triton.distributed`",
-    fails="KeyError",
-    raises=KeyError,
+    hook=("RuntimeError in `clamp_min_`", RuntimeError),
+    parametrization=("KeyError", KeyError),
 )
 def test_parallelizing_a_normalized_model(sn, two_ranks):
     two_ranks.run(tensor_parallel, sn.name, True)
