@@ -23,7 +23,8 @@ from bench.device import device_name, find_gpu, synchronize
 from bench.normalizations import NEW, NORMALIZATIONS, OURS
 from bench.rotation import Rotation
 from snorm_triton.functional import normalize
-from snorm_triton.ops.dispatch import operations
+from snorm_triton.ops.calls import Call
+from snorm_triton.ops.dispatch import backend_for
 from snorm_triton.ops.matrix_view import in_matrix_layout
 
 
@@ -31,17 +32,16 @@ def layers_of_an_access(layer: nn.Module) -> dict[str, Callable[[], object]]:
     """An access of our normalized ``layer``, from the operations outwards."""
     parametrizations = layer.parametrizations.weight
     parametrization, weight = parametrizations[0], parametrizations.original
-    request = parametrization.request(weight, False, False)
-    dense, view = in_matrix_layout(weight.detach(), request.dim)
-    computation = (dense, view, request.u, request.v, 1, request.eps, weight.dtype, request.buffers)
-    constant = request._replace(weight=dense)
+    access = parametrization.access(weight)
+    dense, view = in_matrix_layout(weight.detach(), access.dim)
+    calls = [Call(dense, view, access.u, access.v, access.step, weight.dtype)]
+    constant = access._replace(weight=dense)
     return {
-        "the operations": partial(operations(weight).normalize, *computation),
+        "the operations": partial(backend_for(weight).normalize, calls),
         "and dispatch, layout": lambda: normalize(constant),
-        "and the autograd node": lambda: normalize(request),
-        "and the arguments": lambda: parametrization.forward(weight),
-        "and Module.__call__": lambda: parametrization(weight),
-        "and the list of parametrizations": lambda: parametrizations(),
+        "and the autograd node": lambda: normalize(access),
+        "and the state": lambda: parametrization.forward(weight),
+        "and the list of parametrizations": lambda: parametrizations.forward(),
         "the access": lambda: layer.weight,
     }
 
@@ -57,6 +57,7 @@ def times(channels: list[int], device: torch.device, seconds: float) -> dict[str
     ours, new = (nn.Conv2d(*channels, 3, device=device) for _ in range(2))
     NORMALIZATIONS[OURS](ours)
     NORMALIZATIONS[NEW](new)
+    torch.optim.SGD(ours.parameters(), lr=0.1).step()  # an access of a module in training
     runs = {
         **layers_of_an_access(ours),
         "the access and its backward": with_backward(ours),

@@ -2,6 +2,7 @@
 
 from . import functional
 from .api import refresh_spectral_norm, remove_spectral_norm, spectral_norm
+from .apply import apply_spectral_norm
 from .checkpoints.state_dicts import convert_state_dict
 from .models import (
     SNDCGANDiscriminator,
@@ -16,7 +17,7 @@ from .modules.wrapper import SpectralNormWrapper
 from .ops.recomputation import checkpoint_contexts
 from .parametrizations.spectral_norm import SpectralNormParametrization
 from .reports import backend_report, log_sigmas, sigmas
-from .selection import apply_spectral_norm, left_out
+from .selection import left_out
 
 __version__ = "0.1.0"
 

@@ -12,7 +12,8 @@ from torch.distributed.tensor.parallel import ParallelStyle
 from torch.distributed.tensor.parallel import parallelize_module as torch_parallelize_module
 
 from .modules.wrapper import SpectralNormWrapper
-from .ops.modes.sharded import broadcast, check
+from .ops.modes.sharded import check
+from .ops.modes.shards import broadcast
 from .parametrizations.spectral_norm import SpectralNormParametrization
 
 M = TypeVar("M", bound=nn.Module)

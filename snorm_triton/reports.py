@@ -111,7 +111,8 @@ def log_sigmas(
         >>> log_sigmas(Printer(), refresh_spectral_norm(layer), step=7)
         sigma/weight 3.0 7
     """
-    found = sigmas(model)
+    waiting = [name for name, wrapper in normalized(model) if wrapper.is_deferred]
+    found = {name: sigma for name, sigma in sigmas(model).items() if name not in waiting}
     if not found:
         return
     first, *_ = found.values()

@@ -87,7 +87,8 @@ def test_apply_looks_at_the_weight_alone():
 
 def test_the_backend_report_says_what_cannot_run_any_more():
     layer = spectral_norm(nn.Linear(3, 4))
-    layer.parametrizations.weight[0].backend = "triton"
+    parametrization = layer.parametrizations.weight[0]
+    parametrization.backend = "triton"
     (report,) = backend_report(layer)
     assert report.backend == "none"
     assert "cannot run" in report.reason

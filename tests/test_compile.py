@@ -10,7 +10,7 @@ from torch.library import opcheck
 
 from snorm_triton import apply_spectral_norm, spectral_norm
 from snorm_triton.functional import spectral_normalize
-from snorm_triton.ops.modes import compiled
+from snorm_triton.ops.modes import gradient_operator, operators
 
 pytestmark = [
     # As torch imports itself.
@@ -252,9 +252,9 @@ def test_no_operator_waits_for_a_device(n_power_iterations, is_flagged):
         sigmas = [torch.ones((), device=device)]
         due = [torch.ones((), device=device)] if is_flagged else []
         numbers = [0], [n_power_iterations], [1e-12], due, [True], torch.float32, "torch"
-        outputs = compiled._normalize(weights, us, vs, sigmas, *numbers)
+        outputs = operators._normalize(weights, us, vs, sigmas, *numbers)
         assert [tensor.shape for (tensor,) in outputs] == [(4, 6), (4,), (6,), ()]
-        grads = compiled._rescale_backward(
+        grads = gradient_operator._rescale_backward(
             [torch.randn_like(weights[0])], weights, us, vs, sigmas, [0], "torch"
         )
         assert grads[0].shape == (4, 6)
@@ -262,7 +262,7 @@ def test_no_operator_waits_for_a_device(n_power_iterations, is_flagged):
 
 def test_on_a_device_the_flag_chooses_between_a_new_and_the_last_state(monkeypatch):
     # The way of a device, on the CPU: nothing is read on the host.
-    monkeypatch.setattr(compiled, "_on_host", lambda due: False)
+    monkeypatch.setattr(operators, "_on_host", lambda due: False)
     due = [torch.ones(()), torch.zeros(())]
     weights, us, vs, sigmas, *numbers = arguments(due=due)
     operator = torch.ops.snorm_triton.normalize

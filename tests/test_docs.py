@@ -17,6 +17,7 @@ MODULES = [
     "snorm_triton.modules.torch_patch",
     "snorm_triton.ops.recomputation",
     "snorm_triton.reports",
+    "snorm_triton.apply",
     "snorm_triton.selection",
     "snorm_triton.modules.wrapper",
     "snorm_triton.models.sn_resnet",

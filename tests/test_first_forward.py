@@ -14,7 +14,8 @@ import torch
 from torch import nn
 
 from snorm_triton import apply_spectral_norm, refresh_spectral_norm, sigmas, spectral_norm
-from snorm_triton.modules.access import ConstrainedList, FreshList
+from snorm_triton.modules.access import ConstrainedList
+from snorm_triton.modules.fresh import FreshList
 
 hook = torch.nn.utils.spectral_norm
 

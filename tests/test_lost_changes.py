@@ -11,9 +11,17 @@ from torch import nn
 from torch.func import functional_call, grad
 from torch.nn.utils import parametrize
 
-from snorm_triton import apply_spectral_norm, remove_spectral_norm, spectral_norm
+from snorm_triton import apply_spectral_norm, remove_spectral_norm
+from snorm_triton import spectral_norm as fresh_spectral_norm
 
 LOST = "changed in place where it was handed out"
+
+
+def spectral_norm(module, name="weight"):
+    """Of a module in training: before that, what is written stays, see test_first_forward.py."""
+    fresh_spectral_norm(module, name)
+    torch.optim.SGD(module.parameters(), lr=0.1).step()
+    return module
 
 
 def is_told(layer, name="weight"):

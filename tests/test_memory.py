@@ -33,6 +33,7 @@ def storage_of(tensor):
 
 def test_one_weight_sized_allocation_each_way(layer_kind):
     layer = spectral_norm(layer_kind.make(), layer_kind.parameter, backend="torch")
+    torch.optim.SGD(layer.parameters(), lr=0.1).step()  # training has begun
     original = layer.parametrizations[layer_kind.parameter].original
     grad = torch.randn_like(original)
     with FreshTensors(original.numel()) as forward:
@@ -51,6 +52,7 @@ def test_one_weight_sized_allocation_each_way(layer_kind):
 )
 def test_half_precision_is_never_widened_as_a_whole(make, dtype):
     layer = spectral_norm(make().to(dtype))
+    torch.optim.SGD(layer.parameters(), lr=0.1).step()  # training has begun
     original = layer.parametrizations.weight.original
     grad = torch.randn_like(original)
     with FreshTensors(original.numel()) as forward:

@@ -12,6 +12,7 @@ from torch.utils.checkpoint import checkpoint, create_selective_checkpoint_conte
 from snorm_triton import apply_spectral_norm, spectral_norm
 from snorm_triton.functional import spectral_normalize
 from snorm_triton.ops import recomputation
+from snorm_triton.torch_internals import checkpoints
 
 # As torch imports itself.
 pytestmark = pytest.mark.filterwarnings("ignore:.*torch.jit")
@@ -309,7 +310,8 @@ def test_the_owner_of_a_buffer_is_known_as_long_as_it_lives():
 
 
 def test_checkpoints_of_an_unknown_torch_are_told_of(monkeypatch):
-    monkeypatch.setattr(recomputation, "_FILE", "elsewhere.py")
+    monkeypatch.setattr(checkpoints, "_FILE", "elsewhere.py")
+    checkpoints._are_known.cache_clear()
     model = discriminator()
     with pytest.warns(UserWarning, match="checkpoints of torch .* are not known"):
         not_reentrant(model, leaf())

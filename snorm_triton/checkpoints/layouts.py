@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 LAYOUTS = ("ours", "torch", "legacy")
 
@@ -39,3 +39,25 @@ class Entry(NamedTuple):
     def converted_keys(self) -> tuple[str, str, str]:
         """The keys that it has in the other layout."""
         return self._replace(is_legacy=not self.is_legacy).keys
+
+
+def rename_legacy(
+    state_dict: dict[str, Any], prefix: str, name: str, path: str, *, has_vectors: bool
+) -> dict[str, str]:
+    """Give an entry of the legacy hook the keys of the parametrization at ``path``, in place.
+
+    Returns:
+        The new keys with the old ones; none where there is no such entry, or half of one, which is
+        left for torch to name.
+    """
+    old = legacy_keys(prefix, name)
+    new = (f"{prefix}parametrizations.{name}.original", f"{path}._u", f"{path}._v")
+    if new[0] in state_dict or not {old[0], old[1]} <= state_dict.keys():
+        return {}
+    renamed = {n: o for n, o in zip(new, old, strict=True) if o in state_dict}
+    for n, o in renamed.items():
+        state_dict[n] = state_dict.pop(o)
+    if not has_vectors:  # a 1-D parameter: its norm needs neither
+        for key in new[1:]:
+            state_dict.pop(key, None)
+    return renamed

@@ -16,7 +16,7 @@ from torch.nn.modules.lazy import LazyModuleMixin
 from torch.nn.utils.parametrize import register_parametrization
 
 from ..parametrizations.base import evaluating
-from .access import make_fast
+from .access import make_fast, read_through
 from .initialization import reset_originals
 from .refusals import refuse_parallelizing
 
@@ -73,6 +73,7 @@ def _give_class(module: nn.Module, names: tuple[str, ...]) -> None:
         module.register_buffer(name, torch.empty(0))
         register_parametrization(module, name, nn.Identity(), unsafe=True)
         make_fast(type(module), name)
+        read_through(type(module), name)
     make_copyable(module)
     module.__dict__.clear()
 

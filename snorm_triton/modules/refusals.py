@@ -4,9 +4,30 @@ from __future__ import annotations
 
 from typing import Any
 
+import torch
 from torch import Tensor, nn
 
 from ..ops.dispatch import is_sharded
+
+DTYPES = (
+    torch.float32,
+    torch.float64,
+    torch.float16,
+    torch.bfloat16,
+    torch.complex64,
+    torch.complex128,
+)
+
+
+def check_tensor(tensor: Tensor, where: str) -> None:
+    """Raise ValueError for a parameter of a kind that has no spectral norm."""
+    if tensor.layout != torch.strided:
+        raise ValueError(f"{where} is sparse ({tensor.layout}); it must be dense")
+    if tensor.dtype not in DTYPES:
+        names = ", ".join(str(dtype).removeprefix("torch.") for dtype in DTYPES)
+        raise ValueError(f"{where} is {tensor.dtype}; it must be one of {names}")
+    if tensor.ndim == 0:
+        raise ValueError(f"{where} is a scalar; it must have a dimension or more")
 
 
 def check_sharding(module: nn.Module, tensor: Tensor, where: str, backend: str) -> None:
@@ -46,3 +67,18 @@ def refuse_parallelizing(cls: type[nn.Module]) -> None:
         base.register_parameter(self, name, param)
 
     cls.register_parameter = register_parameter  # type: ignore[method-assign]
+
+
+def no_parameter(module: nn.Module, name: str) -> ValueError:
+    """What to raise where ``module`` has no parameter ``name``, with what it has instead."""
+    names = [each for each, tensor in module._parameters.items() if tensor is not None]
+    other = ""
+    if any(child is not None for child in module._modules.values()):
+        other = "; for those of its submodules: apply_spectral_norm, or recursive=True to remove"
+    for hook in module._forward_pre_hooks.values():  # such as that of weight_norm
+        if getattr(hook, "name", None) == name:
+            other = f" (a {type(hook).__name__} hook computes {name!r}: remove that first)"
+    return ValueError(
+        f"name={name!r} is not a parameter of {type(module).__name__}; it has "
+        f"{', '.join(names) or 'none'}{other}"
+    )

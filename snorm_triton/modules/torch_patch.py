@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from contextlib import nullcontext
 from threading import Lock
 from typing import Any
 
@@ -10,8 +11,12 @@ from torch import Tensor, nn
 
 from ..functional import normalize, state_dtype
 from ..ops import recomputation
-from ..ops.calls import Access, Iterate, State
+from ..ops.calls import Access, Iterate, Replay, State
+from ..ops.matrix_view import MatrixView
+from ..ops.modes.composite import without_autocast
+from ..ops.power_iteration import estimate
 from ..ops.state import overwrite
+from ..ops.torch_any_device import Matrix, in_dtype_of
 from ..parametrizations.iteration import choose
 from ..parametrizations.options import SpectralNormOptions
 from ..torch_internals import functorch
@@ -59,8 +64,8 @@ def patch_torch() -> TorchPatch:
     the last sigma. A subclass that computes by methods of its own is left alone, and so are 1-D
     parameters.
 
-    Power iteration goes on from the same buffers, u first, where the hook takes v first: they agree
-    as soon as u and v have converged.
+    The numbers are torch's: the hook's power iteration takes v first, which here is two products of
+    its own before the weight is divided.
 
     Returns:
         A context manager; or call its ``undo()``.
@@ -96,7 +101,10 @@ class _Place:
 
     def takes(self, norm: Any, weight: Tensor) -> bool:
         is_torchs = all(getattr(type(norm), call, None) is was for call, was in self.calls.items())
-        return bool(_active) and is_torchs and weight.ndim > 1 and weight.layout == torch.strided
+        is_plain = weight.ndim > 1 and weight.layout == torch.strided
+        return (
+            bool(_active) and is_torchs and is_plain and not (self is _HOOK and weight.is_complex())
+        )
 
 
 def _compute_weight(self: Any, module: nn.Module, do_power_iteration: bool) -> Tensor:
@@ -104,13 +112,13 @@ def _compute_weight(self: Any, module: nn.Module, do_power_iteration: bool) -> T
     if not _HOOK.takes(self, weight):
         return _HOOK.original(self, module, do_power_iteration)  # type: ignore[no-any-return]
     u, v = getattr(module, self.name + "_u"), getattr(module, self.name + "_v")
-    return _normalized(self, weight, u, v, do_power_iteration)
+    return _normalized(self, weight, u, v, do_power_iteration, v_first=True)
 
 
 def _forward(self: Any, weight: Tensor) -> Tensor:
     if not _PARAMETRIZATION.takes(self, weight):
         return _PARAMETRIZATION.original(self, weight)  # type: ignore[no-any-return]
-    return _normalized(self, weight, self._u, self._v, self.training)
+    return _normalized(self, weight, self._u, self._v, self.training, v_first=False)
 
 
 class _Norm:
@@ -123,37 +131,65 @@ class _Norm:
         self._buffers: dict[str, Tensor] = {}
 
 
-def _normalized(norm: Any, weight: Tensor, u: Tensor, v: Tensor, iterates: bool) -> Tensor:
-    if not torch.compiler.is_compiling() and recomputation.is_possible():
-        with unseen():
-            return _compute(norm, weight, u, v, iterates, recomputation.around())
-    return _compute(norm, weight, u, v, iterates, [])
+def _normalized(
+    norm: Any, weight: Tensor, u: Tensor, v: Tensor, iterates: bool, v_first: bool
+) -> Tensor:
+    checkpoints: recomputation.Checkpoints = []
+    if not torch.compiler.is_compiling() and (
+        recomputation.is_possible() or not torch.is_grad_enabled()
+    ):
+        checkpoints = recomputation.around()
+    with unseen() if checkpoints else nullcontext():
+        return _compute(norm, weight, (u, v), iterates, checkpoints, v_first)
 
 
 def _compute(
     norm: Any,
     weight: Tensor,
-    u: Tensor,
-    v: Tensor,
+    vectors: tuple[Tensor, Tensor],
     iterates: bool,
     checkpoints: recomputation.Checkpoints,
+    v_first: bool,
 ) -> Tensor:
+    u, v = vectors
     dtype, last = state_dtype(weight), getattr(norm, "sigma", None)
     if not isinstance(last, Tensor):
         last = u.new_ones((), dtype=dtype.to_real())
     live = State(u.detach().to(dtype), v.detach().to(dtype), last)
     state, step = choose(_Norm(norm, iterates), weight, live, checkpoints)
+    is_new, dim = isinstance(step, Iterate), norm.dim % weight.ndim
     if isinstance(step, Iterate):
         step = Iterate(step.n)  # its results are copied below, into buffers of any dtype
-    access = Access(weight, state.u, state.v, norm.dim % weight.ndim, step, weight.dtype)
+        if v_first:
+            state = _iterate_v_first(weight, state, dim, step)
+            step = Replay(state.sigma)
+    access = Access(weight, state.u, state.v, dim, step, weight.dtype)
     normalized = normalize(access)
-    if isinstance(step, Iterate):
+    if is_new:
         overwrite([u, v], [normalized.u, normalized.v])
     if not torch.compiler.is_compiling() and not functorch.active():
         sigma = normalized.sigma.detach()
         norm.__dict__["sigma"] = sigma.abs() if sigma.is_complex() else sigma
     recomputation.keep(checkpoints, norm, normalized.state)
     return normalized.weight_sn
+
+
+class _Transposed:
+    """W^T of a real matrix W."""
+
+    def __init__(self, matrix: Matrix) -> None:
+        self.matvec = matrix.adjoint
+        self.adjoint = matrix.matvec
+        self.inner = matrix.inner
+
+
+@torch.no_grad()
+def _iterate_v_first(weight: Tensor, state: State, dim: int, step: Iterate) -> State:
+    """As the hook: ``v = W^T u``, then ``u = W v``."""
+    wide = in_dtype_of(weight.detach(), state.u).movedim(dim, 0).flatten(1).contiguous()
+    transposed = _Transposed(Matrix(wide, MatrixView(1, *wide.shape)))
+    v, u, sigma = without_autocast(weight.device.type, estimate, transposed, state.v, state.u, step)
+    return State(u, v, sigma)
 
 
 _HOOK = _Place(LegacySpectralNorm, "compute_weight", ("reshape_weight_to_matrix",), _compute_weight)

@@ -22,20 +22,13 @@ from ..parametrizations.base import Parametrization, evaluating
 from ..parametrizations.options import Options, SpectralNormOptions, check_dim
 from ..parametrizations.singular_vectors import WARM_UP_ITERATIONS
 from ..parametrizations.spectral_norm import SpectralNormParametrization
-from .access import constrain, refresh_list
+from .access import refresh_list
 from .copying import make_copyable
+from .fresh import constrain
 from .lazy import Waiting, waiting
 from .loading import forget_checkpoints, take_checkpoints
-from .refusals import check_removable, check_sharding
+from .refusals import check_removable, check_sharding, check_tensor, no_parameter
 
-DTYPES = (
-    torch.float32,
-    torch.float64,
-    torch.float16,
-    torch.bfloat16,
-    torch.complex64,
-    torch.complex128,
-)
 _TRANSPOSED = (nn.ConvTranspose1d, nn.ConvTranspose2d, nn.ConvTranspose3d)
 # Their weights autocast leaves in float32, here or on some device.
 _NOT_CAST = (nn.Bilinear, nn.Embedding, nn.EmbeddingBag, nn.RNNBase, nn.RNNCellBase)
@@ -121,13 +114,7 @@ class SpectralNormWrapper:
                     "it is lazy: run a forward first, or leave init_on_first_forward at True"
                 )
             return
-        if tensor.layout != torch.strided:
-            raise ValueError(f"{self._where()} is sparse ({tensor.layout}); it must be dense")
-        if tensor.dtype not in DTYPES:
-            names = ", ".join(str(dtype).removeprefix("torch.") for dtype in DTYPES)
-            raise ValueError(f"{self._where()} is {tensor.dtype}; it must be one of {names}")
-        if tensor.ndim == 0:
-            raise ValueError(f"{self._where()} is a scalar; it must have a dimension or more")
+        check_tensor(tensor, self._where())
         check_dim(self._dim(tensor), tensor.shape)
         select(tensor, self.options.backend)
         check_sharding(self.module, tensor, self._where(), self.options.backend)
@@ -227,29 +214,13 @@ class SpectralNormWrapper:
                 return parametrizations()  # type: ignore[no-any-return]
         tensor = self.module._parameters.get(self.name, self.module._buffers.get(self.name))
         if tensor is None:
-            names = [name for name, each in self.module._parameters.items() if each is not None]
-            raise ValueError(
-                f"name={self.name!r} is not a parameter of {type(self.module).__name__}; it has "
-                f"{', '.join(names) or 'none'}{self._hook_in_the_way() or self._other_call()}"
-            )
+            raise no_parameter(self.module, self.name)
         return tensor
 
     def _dim(self, tensor: Tensor) -> int:
         if self.options.dim is not None:
             return self.options.dim
         return 1 if isinstance(self.module, _TRANSPOSED) and tensor.ndim > 1 else 0
-
-    def _hook_in_the_way(self) -> str:
-        """What to say where a legacy hook, such as that of weight_norm, computes the parameter."""
-        for hook in self.module._forward_pre_hooks.values():
-            if getattr(hook, "name", None) == self.name:
-                return f" (a {type(hook).__name__} hook computes {self.name!r}: remove that first)"
-        return ""
-
-    def _other_call(self) -> str:
-        """What to say where the parameters are those of submodules."""
-        has_others = any(child is not None for child in self.module._modules.values())
-        return "; for those of its submodules: apply_spectral_norm" if has_others else ""
 
     def _where(self) -> str:
         return f"parameter {self.name!r} of {type(self.module).__name__}"

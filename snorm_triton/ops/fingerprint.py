@@ -7,6 +7,8 @@ import ctypes
 from torch import Tensor
 from torch.nn import Parameter
 
+from ..torch_internals.tracing import is_tracing
+
 _PLACES = 16
 
 
@@ -16,7 +18,7 @@ def fingerprint(tensor: Tensor) -> bytes | None:
     A tensor that was drawn, scaled or replaced differs in them, one of which a few elements were
     set may not.
     """
-    if tensor.device.type != "cpu" or type(tensor) not in (Tensor, Parameter):
+    if tensor.device.type != "cpu" or type(tensor) not in (Tensor, Parameter) or is_tracing():
         return None
     size = tensor.element_size()
     try:

@@ -16,7 +16,7 @@ from torch import Tensor
 from ..torch_internals import checkpoints
 from ..torch_internals.autograd import in_backward, saved_tensors_hooks
 from ..torch_internals.storage import memory_of
-from .calls import State
+from .calls import Iterate, Replay, State, Step
 
 _KEPT = "_snorm_triton_kept"  # the attribute of what torch has for a checkpoint
 
@@ -130,6 +130,26 @@ def replay(around: Checkpoints, owner: object) -> State | None:
         if run is not None:
             return kept.replay(owner, run)
     return None
+
+
+def at_run_time(
+    state: State,
+    step: Step,
+    checkpoints: Checkpoints,
+    owner: object,
+    is_due: bool = True,
+) -> tuple[State, Step]:
+    """What an access takes that was traced as ``step`` and now runs, with the last ``state``.
+
+    Inside a backward nothing iterates. What is recomputed there takes what its checkpoint kept, or
+    else the buffers, which hold by then what the last forward left in them.
+    """
+    kept = replay(checkpoints, owner)
+    if kept is not None:
+        return kept, Replay(kept.sigma)
+    if isinstance(step, Iterate) and (in_backward() or not is_due):
+        return state, Replay(state.sigma)
+    return state, step
 
 
 # By the memory of u, by which alone operators know a module.

@@ -30,9 +30,8 @@ def write(accesses: Sequence[Access], outputs: Sequence[Normalized]) -> None:
         # accesses iterate that is wrong once another has, and their versions let autograd say so.
         buffers, values = told if step.due is None else untold
         buffers += step.live
-        values += output.state
-        if step.live.sigma.is_complex() != output.sigma.is_complex():
-            values[-1] = values[-1].abs()
+        sigma = output.sigma.detach() if output.sigma.requires_grad else output.sigma
+        values += (output.u, output.v, sigma.abs() if sigma.is_complex() else sigma)
         if step.due is not None:
             buffers.append(step.due)
             values.append(torch.zeros_like(step.due))
@@ -41,9 +40,8 @@ def write(accesses: Sequence[Access], outputs: Sequence[Normalized]) -> None:
             overwrite(buffers, values, tells)
 
 
-@torch.no_grad()
 def overwrite(buffers: list[Tensor], values: list[Tensor], tells: bool = True) -> None:
-    """Copy each value into its buffer; ``tells``: in a way that its version tells of."""
+    """Copy each value, without a graph, into its buffer; ``tells``: so that its version tells."""
     if functorch.active():
         functorch.write(buffers, values)
     elif torch.compiler.is_compiling() and not is_exporting():

@@ -33,7 +33,8 @@ class Parametrization(nn.Module):
     # Attributes that belong to accesses of this very module: no copy and no file gets them.
     transient: ClassVar[tuple[str, ...]] = ("prepared",)
     prepared: Prepared | None = None
-    # What the module may be asked for by the names of torch's hooks: after the tensor's name, ours.
+    # What torch's hooks call their state, after the tensor's name; and which of ours it is.
+    suffixes: ClassVar[tuple[str, ...]] = ("_u", "_v")
     aliases: ClassVar[dict[str, str]] = {}
 
     def access(self, weight: Tensor) -> Access | None:

@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
-from dataclasses import asdict, dataclass, fields
+from dataclasses import asdict, dataclass, fields, replace
 from typing import Any, TypedDict
 
 import torch
+from torch import Tensor
 
+from ..functional import matrix_shape
 from ..ops.dispatch import BACKENDS
 
 POLICIES = ("access", "update")
@@ -80,6 +82,18 @@ class SpectralNormOptions:
 OPTIONS = {field.name: field.default for field in fields(SpectralNormOptions)}
 
 
+def option(name: str) -> Any:
+    """An attribute of a module with ``options``: one of them, which may be set, as torch's."""
+
+    def get(module: Any) -> Any:
+        return getattr(module.options, name)
+
+    def put(module: Any, value: Any) -> None:
+        module.options = replace(module.options, **{name: value})
+
+    return property(get, put)
+
+
 def check_iterations(n_power_iterations: int) -> None:
     """Raise ValueError for a number of iterations below 1."""
     if not _is_integer(n_power_iterations) or n_power_iterations < 1:
@@ -100,6 +114,17 @@ def check_dim(dim: int, shape: torch.Size) -> None:
         raise IndexError(
             f"dim must be in [{-len(shape)}, {len(shape) - 1}] for a parameter of shape "
             f"{tuple(shape)}, got {dim}"
+        )
+
+
+def check_vectors(vectors: tuple[Tensor, Tensor], weight: Tensor, dim: int) -> None:
+    """Raise ValueError where u and v are not those of a weight of this shape."""
+    shapes = [tuple(vector.shape) for vector in vectors]
+    expected = [(size,) for size in matrix_shape(weight, dim)]
+    if shapes != expected:
+        raise ValueError(
+            f"vectors must be u and v of shapes {expected[0]} and {expected[1]} for a weight of "
+            f"shape {tuple(weight.shape)} and dim {dim}, got {shapes}"
         )
 
 

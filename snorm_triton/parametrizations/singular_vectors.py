@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable
-from dataclasses import replace
 from typing import Any, ClassVar, cast
 
 import torch
@@ -16,7 +15,7 @@ from ..ops.dispatch import is_sharded
 from ..torch_internals import functorch
 from ..torch_internals.storage import memory_of, version
 from .base import Parametrization
-from .options import SpectralNormOptions
+from .options import SpectralNormOptions, option
 
 WARM_UP_ITERATIONS = 15
 VECTORS = ("_u", "_v")
@@ -25,14 +24,9 @@ VECTORS = ("_u", "_v")
 class SingularVectors(Parametrization):
     r"""The first singular vectors of a weight, of which ``dim`` are the rows, and its sigma.
 
-    Under torch's names, so that state dicts are interchangeable: ``_u`` of shape (M,) and ``_v`` of
-    shape (N,), for a weight read as a matrix of shape (M, N) with M the size of ``dim``. A 1-D
-    weight has neither. The last sigma is a buffer of shape () that no state dict holds.
-
-    Args:
-        weight: the weight as it is now, at least 1-D, floating or complex.
-        options: of which ``dim`` is not None.
-        vectors: u and v of any dtype; None leaves them to :meth:`reset_parameters`.
+    Buffers ``_u`` of shape (M,) and ``_v`` of shape (N,) under torch's names, none of a 1-D weight,
+    and the last sigma, of shape (), which no state dict holds. ``options.dim`` is not None;
+    ``vectors`` are u and v of any dtype, None leaves them to :meth:`reset_parameters`.
     """
 
     _u: Tensor
@@ -43,6 +37,9 @@ class SingularVectors(Parametrization):
     # Sigma of an evaluation, which writes nothing, and the version of the buffer then.
     _evaluated: tuple[Tensor, int] | None = None
     is_sigma_known = False  # by an access since u and v were drawn or loaded
+    n_power_iterations = option("n_power_iterations")
+    eps = option("eps")
+    backend = option("backend")
     aliases: ClassVar[dict[str, str]] = {"_u": "_u", "_v": "_v"}
     transient = (*Parametrization.transient, "owner", "_evaluated", "_drawn")
 
@@ -69,30 +66,11 @@ class SingularVectors(Parametrization):
         """The dimension of the outputs, not negative."""
         return self.options.dim or 0
 
-    @property
-    def eps(self) -> float:
-        r"""Lower bound of \|u\| and \|v\| in evaluation; may be set, as torch's."""
-        return self.options.eps
-
-    @eps.setter
-    def eps(self, eps: float) -> None:
-        self.options = replace(self.options, eps=eps)
-
-    @property
-    def n_power_iterations(self) -> int:
-        """Iterations per access in training; may be set, as torch's."""
-        return self.options.n_power_iterations
-
-    @n_power_iterations.setter
-    def n_power_iterations(self, n_power_iterations: int) -> None:
-        self.options = replace(self.options, n_power_iterations=n_power_iterations)
-
     @torch.no_grad()
     def reset_parameters(self) -> None:
         """Draw u and v anew, in place; the next access iterates on them as registration does.
 
-        Under torch's name for it, so that what initializes a model after ``to_empty`` finds it. One
-        that leaves the meta device is reset without being asked.
+        Under torch's name for it. One that leaves the meta device is reset without being asked.
         """
         for name in self._vectors():
             vector = getattr(self, name)
@@ -104,10 +82,9 @@ class SingularVectors(Parametrization):
 
     @torch.no_grad()
     def refresh(self, weight: Tensor, n_power_iterations: int = WARM_UP_ITERATIONS) -> None:
-        """Iterate on u and v for ``weight`` as it is now, whatever the mode, in place.
+        """Iterate for ``weight`` as it is now, from u and v as they are, which may be averages.
 
-        From u and v as they are, which may be averages; drawn anew where they are not finite or
-        their lengths are neither that of a unit vector nor that of an average of such.
+        Drawn anew where they are too short or too long for that, or not finite.
         """
         if weight.ndim > 1 and not self._is_usable():
             self.reset_parameters()
@@ -115,10 +92,9 @@ class SingularVectors(Parametrization):
 
     @property
     def sigma(self) -> Tensor:
-        """Sigma as of the last access, shape (), detached; 0 for a zero weight.
+        """Sigma as of the last access, shape (), detached; NaN where none has told it yet.
 
-        NaN from when a checkpoint is loaded until the next access. An evaluation in compiled code
-        does not count, nor one before the module was moved or converted.
+        An evaluation in compiled code does not count, nor one before the module was moved.
         """
         sigma = self._sigma
         if self._evaluated is not None and self._evaluated[1] == version(sigma):
@@ -136,7 +112,7 @@ class SingularVectors(Parametrization):
         else:
             dtype = state_dtype(weight)
             if is_sharded(weight):
-                from ..ops.modes.sharded import broadcast
+                from ..ops.modes.shards import broadcast
 
                 broadcast(cast(Any, weight).device_mesh, self._u, self._v)
             _, u, v, sigma = spectral_normalize(
@@ -231,7 +207,7 @@ class SingularVectors(Parametrization):
         } or None
 
     def _follow_device(self) -> None:
-        """What no state dict holds lies where u does, which may have been put elsewhere alone."""
+        """What no state dict holds lies where u does."""
         u = self._buffers.get("_u")
         for name, buffer in self._buffers.items():
             if u is not None and buffer is not None and buffer.device != u.device:
@@ -239,10 +215,7 @@ class SingularVectors(Parametrization):
                 self.replaced()
 
     def _widen(self, sources: dict[str, Tensor | None]) -> None:
-        """Where a buffer has become half precision, take it from ``sources`` in float32 instead.
-
-        Contiguous in any case: a state dict that is assigned may hold columns of a matrix.
-        """
+        """Where a buffer has become half precision, take it from ``sources`` in float32 instead."""
         if self._sigma.is_complex():
             self._sigma = self._sigma.real.contiguous()
         for name, buffer in self._buffers.items():
@@ -252,7 +225,7 @@ class SingularVectors(Parametrization):
             dtype = torch.promote_types(buffer.dtype, torch.float32)
             if self.options.stable_fp32 and dtype != buffer.dtype:
                 buffer = source.to(buffer.device, dtype)
-            self._buffers[name] = buffer.contiguous()
+            self._buffers[name] = buffer.contiguous()  # assigned, it may be a column of a matrix
         self._own()
 
     def _own(self) -> None:

@@ -10,9 +10,9 @@ import torch
 from torch import Tensor
 from torch.nn import Parameter
 
-from ..checkpoints.layouts import legacy_keys
+from ..checkpoints.layouts import rename_legacy
 from ..checkpoints.missing_v import right_vector
-from ..functional import l2_normalize, matrix_shape, normalize, normalize_together, state_dtype
+from ..functional import l2_normalize, normalize, normalize_together, state_dtype
 from ..ops import recomputation
 from ..ops.calls import Access, Evaluate, Iterate, Normalized, Replay, State
 from ..ops.dispatch import select
@@ -23,7 +23,7 @@ from ..torch_internals.storage import version
 from . import updates
 from .base import is_evaluating
 from .iteration import choose
-from .options import OPTIONS, Options, SpectralNormOptions, check_dim
+from .options import OPTIONS, Options, SpectralNormOptions, check_dim, check_vectors
 from .prepared import PreparedWeight
 from .singular_vectors import SingularVectors
 
@@ -31,32 +31,26 @@ from .singular_vectors import SingularVectors
 class SpectralNormParametrization(SingularVectors):
     r"""``forward(W) = W / sigma(W)``, for ``torch.nn.utils.parametrize.register_parametrization``.
 
-    Holds the singular vectors as buffers under torch's names, so that state dicts are
-    interchangeable: ``_u`` of shape (M,) and ``_v`` of shape (N,), for a weight read as a matrix of
-    shape (M, N) with M the size of ``dim``. A 1-D weight has neither: it is divided by its L2 norm.
-    The last sigma is a buffer of shape () that no state dict holds.
+    Holds ``_u`` of shape (M,) and ``_v`` of shape (N,) as buffers under torch's names, for a weight
+    read as a matrix of shape (M, N) with M the size of ``dim``. A 1-D weight has neither: it is
+    divided by its L2 norm.
 
-    Starts from random vectors, drawn as torch draws them, and 15 power iterations, so it can be
-    used in evaluation before any training. In training each access iterates, or with
-    ``power_iter="update"`` the first one after a step of an optimizer or another change of the
-    weight, and later ones replay its u, v and sigma. In evaluation none does, and nothing is
-    written. The buffers are updated in place: replicas that share their
-    storage see it, and their addresses stay. What backward needs is never the live buffer.
+    Starts from random vectors, drawn as torch draws them, and 15 power iterations. In training each
+    access iterates, or with ``power_iter="update"`` the first one after a step of an optimizer or
+    another change of the weight, and later ones replay its u, v and sigma. In evaluation nothing is
+    written. The buffers are updated in place, and what backward needs is never one of them.
 
-    Under ``torch.func`` and forward-mode differentiation it computes in torch's own operations,
-    whatever the backend, and writes a buffer unless the samples of a ``vmap`` share it and differ.
+    Under ``torch.func`` it computes in torch's own operations, whatever the backend, and writes a
+    buffer unless the samples of a ``vmap`` share it and differ.
 
     Args:
         weight: the weight as it is now, at least 1-D, floating or complex.
         options: those of :func:`snorm_triton.spectral_norm`; ``dim=None`` is 0.
-        vectors: u and v to go on from, as they are, in place of random ones and iterations; sigma
-            is then NaN until the first access. A 1-D weight has none.
+        vectors: u and v to go on from, as they are, in place of random ones and iterations.
         more: the options as keywords, in place of ``options``.
 
     Raises:
-        IndexError: ``dim`` is out of range.
-        ValueError: an option is not what it may be, ``backend`` cannot run, or ``vectors`` are not
-            of shapes (M,) and (N,).
+        ValueError, IndexError: an option, or ``vectors``, is not what it may be for this weight.
     """
 
     _due: Tensor  # of policy "update": whether the next access of compiled code iterates
@@ -76,9 +70,10 @@ class SpectralNormParametrization(SingularVectors):
         dim = options.dim or 0
         check_dim(dim, weight.shape)
         select(weight, options.backend)
-        vectors = None if weight.ndim == 1 else vectors
-        if vectors is not None:
-            _check_vectors(vectors, weight, dim)
+        if weight.ndim == 1:
+            vectors = None
+        elif vectors is not None:
+            check_vectors(vectors, weight, dim)
         super().__init__(weight, replace(options, dim=dim % weight.ndim), vectors)
         if options.power_iter == "update":
             self.register_buffer("_due", torch.ones_like(self._sigma), persistent=False)
@@ -123,7 +118,7 @@ class SpectralNormParametrization(SingularVectors):
         weight_sn, sigma = l2_normalize(weight, self.options.eps)
         if self._sigma.device != weight.device:  # as after a state dict was assigned
             self._sigma = torch.empty_like(self._sigma, device=weight.device)
-        overwrite([self._sigma], [sigma])
+        overwrite([self._sigma], [sigma.detach()])
         return weight_sn
 
     def access(self, weight: Tensor) -> Access:
@@ -176,7 +171,9 @@ class SpectralNormParametrization(SingularVectors):
         known = self.__dict__  # past Module's way to set attributes
         known["is_sigma_known"] = True
         if isinstance(access.step, Iterate):
-            known["_evaluated"] = known["prepared"] = None
+            known["_evaluated"] = None
+            if isinstance(self.prepared, PreparedWeight) and self.prepared.forward is None:
+                known["prepared"] = None
             if self.options.power_iter == "update":
                 updates.has_iterated(self, access.weight)
         elif isinstance(access.step, Evaluate) and not functorch.active():
@@ -187,7 +184,7 @@ class SpectralNormParametrization(SingularVectors):
             recomputation.keep(access.checkpoints, self.owner, output.state)
 
     def _outlives(self, weight: Tensor) -> bool:
-        """Whether what was computed of ``weight`` serves later accesses without gradients."""
+        """Whether what was computed of it serves later accesses without gradients."""
         return (
             not torch.is_grad_enabled()
             and type(weight) in (Tensor, Parameter)
@@ -224,25 +221,13 @@ class SpectralNormParametrization(SingularVectors):
         self, state_dict: dict[str, Any], prefix: str, name: str, path: str
     ) -> dict[str, str]:
         """Rename an entry of torch's legacy hook."""
-        old = legacy_keys(prefix, name)
-        new = (f"{prefix}parametrizations.{name}.original", f"{path}._u", f"{path}._v")
-        # Half of an entry is left for torch to name.
-        if new[0] in state_dict or not {old[0], old[1]} <= state_dict.keys():
-            return {}
-        renamed = {n: o for n, o in zip(new, old, strict=True) if o in state_dict}
-        for n, o in renamed.items():
-            state_dict[n] = state_dict.pop(o)
-        if "_u" not in self._buffers:  # a 1-D parameter: its norm needs neither
-            for key in new[1:]:
-                state_dict.pop(key, None)
-        return renamed
+        return rename_legacy(state_dict, prefix, name, path, has_vectors="_u" in self._buffers)
 
     def complete(self, state_dict: dict[str, Any], path: str, computed: Tensor | None) -> None:
         """Add v, which torch before 1.0 did not save."""
         if "_u" in self._buffers and f"{path}._v" not in state_dict:
-            original, u = (
-                state_dict[key] for key in (f"{path.rpartition('.')[0]}.original", f"{path}._u")
-            )
+            original = state_dict[f"{path.rpartition('.')[0]}.original"]
+            u = state_dict[f"{path}._u"]
             state_dict[f"{path}._v"] = right_vector(original, u, self.dim, computed)
 
     def __setstate__(self, state: dict[str, Any]) -> None:
@@ -264,14 +249,3 @@ class SpectralNormParametrization(SingularVectors):
             if value != OPTIONS[name]:
                 shown[name] = repr(value)
         return ", ".join(f"{name}={value}" for name, value in shown.items())
-
-
-def _check_vectors(vectors: tuple[Tensor, Tensor], weight: Tensor, dim: int) -> None:
-    """Raise ValueError where u and v are not those of a weight of this shape."""
-    shapes = [tuple(vector.shape) for vector in vectors]
-    expected = [(size,) for size in matrix_shape(weight, dim)]
-    if shapes != expected:
-        raise ValueError(
-            f"vectors must be u and v of shapes {expected[0]} and {expected[1]} for a weight of "
-            f"shape {tuple(weight.shape)} and dim {dim}, got {shapes}"
-        )

@@ -17,6 +17,7 @@ from ..ops.dispatch import is_sharded
 from ..ops.fingerprint import fingerprint
 from ..ops.state import overwrite
 from ..torch_internals import functorch
+from ..torch_internals.autograd import foreach_add_
 from ..torch_internals.storage import memory_of, version
 
 steps = 0  # of any optimizer, so far
@@ -48,7 +49,7 @@ def _count_step(optimizer: Any, args: Any, kwargs: Any) -> None:
         if not (due.is_inference() or due.is_meta):
             flags.setdefault(due.device, []).append(due)
     for alike in flags.values():
-        torch._foreach_add_(alike, 1)
+        foreach_add_(alike, 1)
 
 
 register_optimizer_step_post_hook(_count_step)

@@ -20,6 +20,7 @@ _task = private(
 )
 _hooks = private("torch._C._autograd", "_top_saved_tensors_default_hooks")
 _foreach_copy = private("torch", "_foreach_copy_")
+_foreach_add = private("torch", "_foreach_add_")
 
 
 class _Function(torch.autograd.Function):
@@ -54,3 +55,12 @@ def foreach_copy_(into: list[Tensor], values: list[Tensor]) -> None:
         return
     for tensor, value in zip(into, values, strict=True):
         tensor.copy_(value)
+
+
+def foreach_add_(tensors: list[Tensor], number: float) -> None:
+    """Add a number to each, in as few launches as can be."""
+    if _foreach_add is not None:
+        _foreach_add(tensors, number)
+        return
+    for tensor in tensors:
+        tensor.add_(number)

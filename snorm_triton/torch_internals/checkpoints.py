@@ -9,13 +9,13 @@ import sys
 import warnings
 from contextlib import AbstractContextManager, nullcontext
 from functools import lru_cache
-from threading import Thread
 from types import FrameType, GeneratorType
 from typing import Any
 
 import torch
 import torch.utils.checkpoint as torch_checkpoint
 
+from .aside import aside
 from .autograd import backward_id, saved_tensors_hooks
 from .door import private
 
@@ -80,7 +80,7 @@ def _checkpoint_in(frame: FrameType) -> tuple[Any, bool]:
 
 @lru_cache(maxsize=1)
 def _are_known() -> bool:
-    """Whether a checkpoint shows, tried once: in a thread, where nothing else is around."""
+    """Whether a checkpoint shows, tried once, where nothing else is around."""
     seen: list[list[tuple[Any, Run | None]]] = []
 
     def function(x: torch.Tensor) -> torch.Tensor:
@@ -91,9 +91,7 @@ def _are_known() -> bool:
         x = torch.ones((), device="cpu", requires_grad=True)
         torch_checkpoint.checkpoint(function, x, use_reentrant=False).backward()
 
-    thread = Thread(target=attempt)
-    thread.start()
-    thread.join()
+    aside(attempt)
     if len(seen) != 2 or [len(each) for each in seen] != [1, 1]:
         return False
     (forward, no_run), (recomputed, run) = seen[0][0], seen[1][0]

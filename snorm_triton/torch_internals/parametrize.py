@@ -5,22 +5,20 @@ from __future__ import annotations
 from typing import Any
 
 from torch import nn
-from torch.nn.utils import parametrizations, parametrize
+from torch.nn.utils import parametrize
 
 from .door import private
 
-TorchSpectralNorm: Any = private("torch.nn.utils.parametrizations", "_SpectralNorm")
-"""The parametrization of :func:`torch.nn.utils.parametrizations.spectral_norm`."""
-if TorchSpectralNorm is None:
-    _layer: Any = parametrizations.spectral_norm(nn.Linear(1, 1, device="meta"))
-    TorchSpectralNorm = type(_layer.parametrizations.weight[0])
 
+class _Absent:
+    """In place of a class that this torch does not have: nothing is an instance of it."""
 
-class _NoHook:
     name = ""
 
 
-LegacySpectralNorm: Any = private("torch.nn.utils.spectral_norm", "SpectralNorm", _NoHook)
+TorchSpectralNorm: Any = private("torch.nn.utils.parametrizations", "_SpectralNorm", _Absent)
+"""The parametrization of :func:`torch.nn.utils.parametrizations.spectral_norm`."""
+LegacySpectralNorm: Any = private("torch.nn.utils.spectral_norm", "SpectralNorm", _Absent)
 """The forward pre-hook of :func:`torch.nn.utils.spectral_norm`."""
 _has_cache = (
     private("torch.nn.utils.parametrize", "_cache_enabled") is not None

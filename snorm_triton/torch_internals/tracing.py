@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
-from typing import Any
+from collections.abc import Callable
+from typing import Any, TypeVar
 
 import torch
 
 from .door import private
+
+F = TypeVar("F", bound=Callable[..., Any])
 
 _jit: Any = torch.jit
 _is_tracing = private("torch._C", "_is_tracing", _jit.is_tracing)
@@ -22,3 +25,9 @@ def is_exporting() -> bool:
     """Whether torch.export traces."""
     # The flag itself: is_exporting() is true of all that torch 2.11 compiles.
     return torch.compiler._is_exporting_flag if _has_flag else torch.compiler.is_exporting()
+
+
+def constant_while_compiling(function: F) -> F:
+    """torch.compiler.assume_constant_result, without importing the compiler."""
+    function._dynamo_marked_constant = True  # type: ignore[attr-defined]
+    return function

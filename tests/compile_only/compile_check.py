@@ -23,15 +23,8 @@ from triton.backends.compiler import GPUTarget
 from triton.compiler import ASTSource
 from triton.runtime.jit import JITFunction
 
-from snorm_triton.kernels import (
-    config,
-    gradient,
-    launch,
-    normalize,
-    rescale,
-    together,
-    together_backward,
-)
+from snorm_triton.kernels import backend, config, launch
+from snorm_triton.ops.calls import Call, Evaluate, GradientCall, Iterate, Replay, State
 from snorm_triton.ops.matrix_view import in_matrix_layout
 
 TARGETS = {
@@ -146,20 +139,21 @@ def run_every_launcher(
     weight, view = in_matrix_layout(weight, dim)
     state = torch.promote_types(dtype, torch.float32)
     u, v = (torch.empty(size, dtype=state, device="meta") for size in (view.M, view.N))
+    sigma = u.new_empty(())
+    live = State(u, v, sigma)
+    steps = (Evaluate(1e-12), Iterate(2), Iterate(2, live), Replay(sigma))
+    calls = [Call(weight, view, u, v, step, dtype) for step in steps]
+    gradient = GradientCall(weight, weight, view, u, v, sigma)
     for small in (config.SMALL, 0):
         with mock.patch.object(config, "SMALL", small):
-            for n_power_iterations in (0, 2):
-                _, u, v, sigma = normalize.normalize(
-                    weight, view, u, v, n_power_iterations, 1e-12, dtype
-                )
-            grad = rescale.rescale(weight, sigma, dtype)
-            rescale.replay(weight, view, u, v, sigma, dtype)
-            gradient.rescale_backward(grad, weight, view, u, v, sigma)
-    for n_power_iterations, buffers in ((2, (u, v, sigma)), (2, ()), (0, ())):
-        call = (weight, view, u, v, n_power_iterations, 1e-12, dtype, buffers)
-        together.foreach_normalize([call] * 3, apart=not buffers)
-    together.foreach_replay([(weight, view, u, v, sigma, dtype)] * 3)
-    together_backward.foreach_rescale_backward([(grad, weight, view, u, v, sigma)] * 3)
+            for call in calls:
+                backend.normalize([call])
+            backend.rescale_backward([gradient])
+    backend.rescale(weight, sigma, dtype)
+    for call in calls:
+        is_live = isinstance(call.step, Iterate) and call.step.live is not None
+        backend.normalize([call] * 3, apart=not is_live)
+    backend.rescale_backward([gradient] * 3)
 
 
 @contextmanager

@@ -36,7 +36,7 @@ def test_nothing_is_drawn_nothing_iterates_and_evaluation_is_the_same(
     assert torch.equal(torch.get_rng_state(), state)
     (p,) = layer.parametrizations[name]
     assert type(p) is SpectralNormParametrization
-    assert (p.n_power_iterations, p.eps, p.backend) == (2, 1e-6, "torch")
+    assert (p.n_power_iterations, p.eps, p.options.backend) == (2, 1e-6, "torch")
     assert p.training
     assert torch.equal(p._u, u)
     assert torch.equal(p._v, v)

@@ -65,7 +65,7 @@ def test_what_torch_cannot_take_is_named_and_nothing_is_changed():
     model = nn.Sequential(spectral_norm(nn.Linear(3, 3)), spectral_norm(nn.LazyLinear(3)))
     with pytest.raises(ValueError, match=r"1\.weight waits for its lazy module"):
         convert_spectral_norm(model, to="torch")
-    assert len(sigmas(model)) == 1
+    assert "0.weight" in sigmas(model)
     model[1] = spectral_norm(nn.Linear(3, 3), power_iter_on_eval=True)
     with pytest.raises(ValueError, match=r"1\.weight: .* no power_iter_on_eval=True"):
         convert_spectral_norm(model, to="torch")
