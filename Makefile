@@ -11,7 +11,8 @@ BENCH_ARGS :=
 GPU_ARGS :=
 TRAFFIC_ARGS :=
 DEMO_ARGS :=
-# As an old processor computes; empty, or ATEN_CPU_CAPABILITY=avx2, for another.
+# As an old processor computes; empty, or ATEN_CPU_CAPABILITY=avx2, for another. Inductor's cache on
+# disk does not tell capabilities apart: it would hand out code of the native one.
 CAPPED := ATEN_CPU_CAPABILITY=default MKL_ENABLE_INSTRUCTIONS=SSE4_2 ONEDNN_MAX_CPU_ISA=SSE41
 THREADS := 1
 SEED := 1
@@ -54,7 +55,7 @@ test: $(READY)  ## the CPU tests, which write docs/compatibility.md, then the ke
 	TRITON_INTERPRET=1 $(PYTEST_PARALLEL) -m interpreted
 
 elsewhere: $(READY)  ## the CPU tests as other machines run them: CAPPED=, THREADS=, SEED= of the order, TESTS=
-	$(CAPPED) OMP_NUM_THREADS=$(THREADS) $(PYTEST) -n $(JOBS) -p randomly --randomly-seed=$(SEED) $(TESTS)
+	$(CAPPED) TORCHINDUCTOR_FX_GRAPH_CACHE=0 OMP_NUM_THREADS=$(THREADS) $(PYTEST) -n $(JOBS) -p randomly --randomly-seed=$(SEED) $(TESTS)
 
 compatibility: $(READY)  ## docs/compatibility.md alone, by the tests that it names
 	$(PYTEST_PARALLEL) tests/compatibility --compatibility=docs/compatibility.md
