@@ -8,7 +8,7 @@ import torch.nn.functional as F
 
 from snorm_triton import reference
 from snorm_triton.functional import spectral_normalize, state_dtype
-from snorm_triton.ops import torch_cpu
+from snorm_triton.ops import tiles
 
 # name: shape, dim, memory format
 LAYOUTS = {
@@ -76,22 +76,24 @@ def test_forward_and_backward_match_the_reference(layout, dtype, backend, relati
 @pytest.mark.parametrize("scale", [1, 2.0**-12, 2.0**60])
 @pytest.mark.parametrize("dtype", TOLERANCES, ids=lambda dtype: str(dtype).removeprefix("torch."))
 @pytest.mark.parametrize("layout", LAYOUTS)
-def test_blocks_come_out_as_one_piece(layout, dtype, scale, monkeypatch, relative_error):
+def test_tiles_come_out_as_one_piece(layout, dtype, scale, monkeypatch, relative_error):
     weight, u, v, dim, grad = make_case(layout, dtype)
     if scale * weight.abs().max() > torch.finfo(dtype).max / 1e3:
         scale = 2.0**-6
     weight = (weight.detach() * scale).requires_grad_()
     results = []
-    for block, cache in ((torch_cpu._BLOCK, torch_cpu._CACHE), (64, 0)):
-        monkeypatch.setattr(torch_cpu, "_BLOCK", block)
-        monkeypatch.setattr(torch_cpu, "_CACHE", cache)
+    as_it_is = tiles.ELEMENTS, tiles.SUMMANDS, tiles.ALONG, tiles.CACHE
+    for sizes in (as_it_is, (64, *as_it_is[1:3], 0), (12, 3, 5, 0)):
+        for name, size in zip(("ELEMENTS", "SUMMANDS", "ALONG", "CACHE"), sizes, strict=True):
+            monkeypatch.setattr(tiles, name, size)
         ours = spectral_normalize(weight, u, v, dim=dim, backend="torch")
         (grad_weight,) = torch.autograd.grad(ours.weight_sn, weight, grad)
         results.append((ours.sigma, ours.u, ours.v, ours.weight_sn, grad_weight))
     sigma_error, forward_error, backward_error = TOLERANCES[dtype]
     bounds = (sigma_error, 10 * sigma_error, 10 * sigma_error, forward_error, backward_error)
-    for pair, bound in zip(zip(*results, strict=True), bounds, strict=True):
-        assert relative_error(*pair) < bound
+    for (whole, *tiled), bound in zip(zip(*results, strict=True), bounds, strict=True):
+        for each in tiled:
+            assert relative_error(each, whole) < bound
 
 
 def test_rows_too_wide_to_hold_on_chip_are_read_in_chunks(backend, relative_error):

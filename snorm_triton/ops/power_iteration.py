@@ -11,6 +11,9 @@ from torch import Tensor
 from .calls import Iterate, Replay, State, Step
 
 
+GOLDEN_RATIO = 2654435769  # its fractional part, in units of 2**-32
+
+
 class LinearMap(Protocol):
     """W, read as a matrix of shape (M, N): a weight's own, or the sum of what many ranks hold."""
 
@@ -37,12 +40,24 @@ def estimate(linear_map: LinearMap, u: Tensor, v: Tensor, step: Step) -> State:
 def _iterate(linear_map: LinearMap, u: Tensor, v: Tensor, n: int) -> State:
     sigma = u.new_zeros(())
     for _ in range(n):
-        t, _ = unit(linear_map.matvec(v))
+        t, length = unit(linear_map.matvec(v))
+        t = torch.where(length == 0, start_like(t), t)
         s, sigma = unit(linear_map.adjoint(t))
         good = (sigma > 0) & (sigma < float("inf"))
         u = torch.where(good, t, u)
         v = torch.where(good, s, v)
     return State(u, v, sigma.to(u.dtype))
+
+
+def start_like(t: Tensor) -> Tensor:
+    """A unit vector to go on from in place of ``t = W v`` where that is zero.
+
+    Multiples of the golden ratio modulo 1, centered, which have no pattern that a weight could
+    have: W^T takes them to zero where it takes all, and next to nowhere else.
+    """
+    numbers = torch.arange(1, len(t) + 1, device=t.device)
+    spread = (numbers * GOLDEN_RATIO).remainder(2**32).to(t.dtype) / 2**31 - 1
+    return spread / norm(spread).to(t.dtype)
 
 
 def unit(x: Tensor) -> tuple[Tensor, Tensor]:
