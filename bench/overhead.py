@@ -22,22 +22,22 @@ from bench.conditions import conditions, tree
 from bench.device import device_name, find_gpu, synchronize
 from bench.normalizations import NEW, NORMALIZATIONS, OURS
 from bench.rotation import Rotation
-from snorm_triton.functional import normalize
 from snorm_triton.ops.calls import Call
 from snorm_triton.ops.dispatch import backend_for
 from snorm_triton.ops.matrix_view import in_matrix_layout
+from snorm_triton.ops.modes.eager import normalize
 
 
 def layers_of_an_access(layer: nn.Module) -> dict[str, Callable[[], object]]:
     """An access of our normalized ``layer``, from the operations outwards."""
     parametrizations = layer.parametrizations.weight
     parametrization, weight = parametrizations[0], parametrizations.original
-    access = parametrization.access(weight)
+    access = parametrization.access(weight, [])
     dense, view = in_matrix_layout(weight.detach(), access.dim)
-    calls = [Call(dense, view, access.u, access.v, access.step, weight.dtype)]
+    call = Call(dense, view, access.u, access.v, access.step, weight.dtype)
     constant = access._replace(weight=dense)
     return {
-        "the operations": partial(backend_for(weight).normalize, calls),
+        "the operations": partial(backend_for(weight).normalize, call),
         "and dispatch, layout": lambda: normalize(constant),
         "and the autograd node": lambda: normalize(access),
         "and the state": lambda: parametrization.forward(weight),

@@ -31,6 +31,19 @@ def store_part(parts_ptr, part, parts, scale, square):
 
 
 @triton.jit
+def or_start(t, m, M):
+    """t of rows m; where all of them are zero, next to nothing of a vector to go on from.
+
+    Beside rows that are not zero it does not count. Where none is, W takes v to zero, and the
+    iteration goes on from that vector, the one of :func:`..ops.power_iteration.start_like`.
+    """
+    fraction = (m + 1).to(tl.uint32) * 2654435769  # of multiples of the golden ratio
+    start = (fraction.to(t.dtype) * (2.0**-31) - 1.0) * (2.0**-120)
+    is_zero = tl.max((t != 0).to(tl.int32), axis=0) == 0  # NaN is not
+    return tl.where(is_zero & (m < M), start, t)
+
+
+@triton.jit
 def power_rows(
     weight_ptr,  # [P, M, Q]
     v_ptr,  # [N], logical
@@ -61,7 +74,7 @@ def power_rows(
         offset = weight_offset(m[:, None], n[None, :], M, N, Q, PLAIN)
         inside = (m < M)[:, None] & in_row[None, :]
         w = tl.load(weight_ptr + offset, mask=inside, other=0.0).to(acc)  # [R, BLOCK_N]
-        t = tl.sum(w * v[None, :], axis=1)  # [R]
+        t = or_start(tl.sum(w * v[None, :], axis=1), m, M)  # [R]
         tl.store(scratch_ptr + m, t, mask=m < M)
         new_scale = tl.maximum(scale, power_of_two(tl.max(tl.abs(t), axis=0)))
         shrink = scale * reciprocal_of_power(new_scale)
@@ -128,6 +141,7 @@ def row_block_products(
     """The ``block``-th R rows of t, and their share of s."""
     m = block * R + tl.arange(0, R)
     t = row_products(weight_ptr, v_ptr, m, M, N, C, Q, K, PLAIN, R, BLOCK_N)
+    t = or_start(t, m, M)
     tl.store(scratch_ptr + m, t, mask=m < M)
     scale = power_of_two(tl.max(tl.abs(t), axis=0))
     t = t * reciprocal_of_power(scale)

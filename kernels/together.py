@@ -88,7 +88,7 @@ def _kind(call: Call) -> Hashable:
         return *dtypes, step.eps
     live = step.live
     # Buffers of another dtype than u and v, which are copies of them then, are not live.
-    if live is not None and not (live.u is u and live.v is v and live.sigma.dtype == u.dtype):
+    if live is not None and not (live[0] is u and live[1] is v and live[2].dtype == u.dtype):
         return None
     return *dtypes, step.n, live is None
 
@@ -162,7 +162,7 @@ def _layer(call: Call) -> Layer:
     if isinstance(step, Replay):
         sigma = step.sigma.data_ptr()
     elif isinstance(step, Iterate) and step.live is not None:
-        sigma = step.live.sigma.data_ptr()
+        sigma = step.live[2].data_ptr()
     return Layer(weight.data_ptr(), u.data_ptr(), v.data_ptr(), sigma, view)
 
 

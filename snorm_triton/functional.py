@@ -2,19 +2,16 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from math import prod
 from typing import NamedTuple
 
 import torch
 from torch import Tensor
 
+from .ops import modes
 from .ops.autograd import differentiable_sigma
-from .ops.calls import Access, Evaluate, Iterate, Normalized
+from .ops.calls import Access, Evaluate, Iterate
 from .ops.dispatch import is_sharded
-from .ops.modes import compiled, composite, eager
-from .torch_internals import functorch
-from .torch_internals.tracing import is_tracing
 
 __all__ = ["SpectralNormalized", "l2_normalize", "spectral_normalize"]
 
@@ -76,50 +73,22 @@ def spectral_normalize(
     """
     _check(weight, u, v, dim, n_power_iterations, dtype)
     dim %= weight.ndim
-    weight_sn, taken_u, taken_v, sigma, _ = normalize(
-        Access(
-            weight,
-            u.detach().contiguous(),
-            v.detach().contiguous(),
-            dim,
-            Iterate(n_power_iterations) if n_power_iterations else Evaluate(eps),
-            dtype or weight.dtype,
-            backend,
-        )
+    access = Access(
+        weight,
+        u.detach().contiguous(),
+        v.detach().contiguous(),
+        dim,
+        Iterate(n_power_iterations) if n_power_iterations else Evaluate(eps),
+        dtype or weight.dtype,
+        backend,
     )
+    weight_sn, taken_u, taken_v, sigma, _ = modes.current(weight).normalize(access)
     if weight_sn.requires_grad and not sigma.requires_grad:
         sigma = differentiable_sigma(sigma, weight, taken_u, taken_v, dim)
     if n_power_iterations > 0:
         # The gradient keeps those it took, whatever becomes of these.
         u, v = taken_u.clone(), taken_v.clone()
     return SpectralNormalized(weight_sn, u, v, sigma)
-
-
-def normalize(access: Access) -> Normalized:
-    """W / sigma in the way that this moment of torch asks for.
-
-    As :func:`spectral_normalize`, but that u and v are those it took, and sigma of a real weight
-    may have no gradient.
-    """
-    if is_sharded(access.weight):
-        from .ops.modes import sharded
-
-        normalized: Normalized = sharded.normalize(access)
-        return normalized
-    if functorch.active():
-        return composite.normalize(access)
-    if torch.compiler.is_compiling():
-        return compiled.normalize_together([access])[0]
-    if is_tracing():  # which takes tensors for what is in the graph
-        return composite.normalize(access)
-    return eager.normalize(access)
-
-
-def normalize_together(accesses: Sequence[Access]) -> list[Normalized]:
-    """As :func:`normalize` of each, in as few launches, operators and autograd nodes as can be."""
-    if torch.compiler.is_compiling():
-        return compiled.normalize_together(accesses)
-    return eager.normalize_together(accesses)
 
 
 def l2_normalize(weight: Tensor, eps: float = 1e-12) -> tuple[Tensor, Tensor]:

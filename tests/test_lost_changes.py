@@ -178,7 +178,7 @@ def test_moves_between_devices_and_dtypes():
 
 
 def test_no_memory_and_no_graph_is_kept():
-    layer = spectral_norm(nn.Linear(4, 3))
+    layer = spectral_norm(nn.Linear(128, 64))
     weight = layer.weight
     node, storage = weakref.ref(weight), weakref.ref(weight.untyped_storage())
     del weight

@@ -7,6 +7,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 
 from snorm_triton import spectral_norm
+from snorm_triton.ops import tiles
 
 
 class FreshTensors(TorchDispatchMode):
@@ -31,7 +32,8 @@ def storage_of(tensor):
     return tensor.untyped_storage().data_ptr()
 
 
-def test_one_weight_sized_allocation_each_way(layer_kind):
+def test_one_weight_sized_allocation_each_way(layer_kind, monkeypatch):
+    monkeypatch.setattr(tiles, "ELEMENTS", 1)  # of which more may be allocated
     layer = spectral_norm(layer_kind.make(), layer_kind.parameter, backend="torch")
     torch.optim.SGD(layer.parameters(), lr=0.1).step()  # training has begun
     original = layer.parametrizations[layer_kind.parameter].original
@@ -41,7 +43,7 @@ def test_one_weight_sized_allocation_each_way(layer_kind):
     with FreshTensors(original.numel()) as backward:
         torch.autograd.grad(weight, original, grad)
     assert forward.operations == ["aten.div.Tensor"]
-    assert backward.operations in (["aten.addr.default"], ["aten.new_empty.default"])
+    assert backward.operations in (["aten.addr.default"], ["aten.mul.Tensor"])
 
 
 @pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16])

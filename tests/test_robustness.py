@@ -168,14 +168,31 @@ def test_eps_reaches_the_estimate(backend):
     assert layer.weight.norm() > 1e5 * raw.norm()
 
 
-def test_a_weight_that_takes_v_to_zero_is_divided_by_one(backend):
-    weight = torch.diag(torch.tensor([0.0, 5.0])).requires_grad_()
-    e = torch.tensor([1.0, 0.0])
-    ours = spectral_normalize(weight, e, e, backend=backend)
-    grad = torch.ones(2, 2)
-    ours.weight_sn.backward(grad)
-    assert torch.equal(ours.weight_sn, weight)
-    assert torch.equal(weight.grad, grad)
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float64])
+@pytest.mark.parametrize("shape", [(2, 2), (70, 300), (3, 20000), (300, 3)])
+def test_a_weight_that_takes_v_to_zero_is_gone_on_with_from_another_vector(shape, dtype, backend):
+    weight = torch.zeros(shape)
+    weight[-1, -1] = 5.0
+    wide = torch.promote_types(dtype, torch.float32)
+    u, v = (torch.eye(1, size, dtype=wide)[0] for size in shape)
+    for _ in range(2):
+        ours = spectral_normalize(weight.to(dtype), u, v, backend=backend)
+        assert ours.sigma > 0
+        u, v = ours.u, ours.v
+    assert torch.allclose(ours.sigma, torch.tensor(5.0, dtype=wide), rtol=1e-6)
+    assert torch.linalg.matrix_norm(ours.weight_sn.float(), 2) == pytest.approx(1, rel=1e-2)
+    assert torch.allclose(torch.stack([u.norm(), v.norm()]), torch.ones(2, dtype=wide))
+
+
+def test_a_pruned_weight_is_normalized_again(backend):
+    layer = spectral_norm(nn.Linear(2, 2, bias=False), backend=backend)
+    original = layer.parametrizations.weight.original
+    for diagonal in ([1.0, 0.0], [0.0, 5.0], [3.0, 0.0]):
+        with torch.no_grad():
+            original.copy_(torch.diag(torch.tensor(diagonal)))
+        for _ in range(3):
+            layer(torch.ones(1, 2))
+        assert torch.allclose(layer.weight.norm(), torch.ones(()))
 
 
 def test_vectors_and_gradients_may_be_strided_or_negated(backend, relative_error):

@@ -17,10 +17,11 @@ from ..parametrizations.base import Parametrization, evaluating
 from ..torch_internals.parametrize import is_caching
 from .lost_changes import warn
 
-# A tensor's version as it was handed out, after a counter of what it is now: a tensor without
-# elements that shares the tensor's own, which every operation in place advances. It holds neither
-# memory nor a graph; a change through `.data` passes it by.
+# A tensor's version as it was handed out, after a counter of what it is now: a tensor that shares
+# the tensor's own, which every operation in place advances. It holds no graph, and no memory but
+# that of a small tensor; a change through `.data` passes it by.
 Version = tuple[Tensor, int]
+_SMALL = 2**14  # bytes: to give them back takes as long as a matrix-vector product of them
 
 
 class ConstrainedList(ParametrizationList):
@@ -36,23 +37,24 @@ class ConstrainedList(ParametrizationList):
 
     def forward(self) -> Tensor:
         """The tensor, parametrized."""
-        is_watched = self.watched is not None and not torch.compiler.is_compiling()
+        compiles = torch.compiler.is_compiling()
+        is_watched = self.watched is not None and not compiles
         if is_watched:
             handed_out = self._handed_out
             if handed_out is not None and handed_out[0]._version != handed_out[1]:
                 self._forget()
                 warn(self, str(self.watched))
-        parametrized = self._parametrized()
+        parametrized = self._parametrized(compiles)
         if is_watched:
             self.__dict__["_handed_out"] = _version_of(parametrized, self._handed_out)
         return parametrized
 
-    def _parametrized(self) -> Tensor:
+    def _parametrized(self, compiles: bool = False) -> Tensor:
         original = self._parameters.get("original")  # past Module's attribute lookup
         if original is not None and len(self._modules) == 1:
             only: Any = self._modules["0"]
-            parametrize = only if _has_hooks(only) else only.forward
-            return parametrize(original)  # type: ignore[no-any-return]
+            if not _has_hooks(only) and isinstance(only, Parametrization):
+                return only.while_compiling(original) if compiles else only.while_running(original)
         return super().forward()
 
     def right_inverse(self, value: Tensor) -> None:
@@ -126,11 +128,12 @@ def _read(module: nn.Module, name: str, suffix: str) -> Tensor:
 
 
 def _has_hooks(module: nn.Module) -> bool:
+    known = module.__dict__  # past Module's attribute lookup
     return bool(
-        module._forward_pre_hooks
-        or module._forward_hooks
-        or module._backward_pre_hooks
-        or module._backward_hooks
+        known["_forward_pre_hooks"]
+        or known["_forward_hooks"]
+        or known["_backward_pre_hooks"]
+        or known["_backward_hooks"]
     )
 
 
@@ -146,7 +149,8 @@ def _version_of(tensor: Tensor, last: Version | None) -> Version | None:
         return None
     counter = tensor.detach()
     try:
-        counter.data = tensor.new_empty(0) if last is None else last[0]
+        if tensor.nbytes > _SMALL:
+            counter.data = tensor.new_empty(0) if last is None or last[0].numel() else last[0]
         return counter, counter._version
     except RuntimeError:  # a transform of torch.func refuses, or the tensor is one of inference
         return None

@@ -9,8 +9,8 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from ..functional import normalize, state_dtype
-from ..ops import recomputation
+from ..functional import state_dtype
+from ..ops import modes, recomputation
 from ..ops.calls import Access, Iterate, Replay, State
 from ..ops.matrix_view import MatrixView
 from ..ops.modes.composite import without_autocast
@@ -134,11 +134,7 @@ class _Norm:
 def _normalized(
     norm: Any, weight: Tensor, u: Tensor, v: Tensor, iterates: bool, v_first: bool
 ) -> Tensor:
-    checkpoints: recomputation.Checkpoints = []
-    if not torch.compiler.is_compiling() and (
-        recomputation.is_possible() or not torch.is_grad_enabled()
-    ):
-        checkpoints = recomputation.around()
+    checkpoints = recomputation.around_access()
     with unseen() if checkpoints else nullcontext():
         return _compute(norm, weight, (u, v), iterates, checkpoints, v_first)
 
@@ -148,7 +144,7 @@ def _compute(
     weight: Tensor,
     vectors: tuple[Tensor, Tensor],
     iterates: bool,
-    checkpoints: recomputation.Checkpoints,
+    checkpoints: recomputation.Checkpoints | None,
     v_first: bool,
 ) -> Tensor:
     u, v = vectors
@@ -156,7 +152,8 @@ def _compute(
     if not isinstance(last, Tensor):
         last = u.new_ones((), dtype=dtype.to_real())
     live = State(u.detach().to(dtype), v.detach().to(dtype), last)
-    state, step = choose(_Norm(norm, iterates), weight, live, checkpoints)
+    taken, step = choose(_Norm(norm, iterates), weight, live, checkpoints)
+    state = State(*taken)
     is_new, dim = isinstance(step, Iterate), norm.dim % weight.ndim
     if isinstance(step, Iterate):
         step = Iterate(step.n)  # its results are copied below, into buffers of any dtype
@@ -164,13 +161,14 @@ def _compute(
             state = _iterate_v_first(weight, state, dim, step)
             step = Replay(state.sigma)
     access = Access(weight, state.u, state.v, dim, step, weight.dtype)
-    normalized = normalize(access)
+    normalized = modes.current(weight).normalize(access)
     if is_new:
         overwrite([u, v], [normalized.u, normalized.v])
     if not torch.compiler.is_compiling() and not functorch.active():
         sigma = normalized.sigma.detach()
         norm.__dict__["sigma"] = sigma.abs() if sigma.is_complex() else sigma
-    recomputation.keep(checkpoints, norm, normalized.state)
+    if checkpoints:
+        recomputation.keep(checkpoints, norm, normalized.state)
     return normalized.weight_sn
 
 

@@ -19,7 +19,7 @@ from torch import Tensor, nn
 from torch.nn.parameter import Parameter
 from torch.nn.utils.parametrize import ParametrizationList
 
-from ..ops import recomputation
+from ..ops import modes, recomputation
 from ..ops.calls import Access
 from ..parametrizations.base import Parametrization
 from ..parametrizations.prepared import PreparedWeight, TracedWeight, is_running
@@ -76,11 +76,11 @@ def _prepare(model: nn.Module, forward: FrameType | None, everywhere: bool) -> N
     """Prepare the weights for this forward: its frame, or None where torch.compile traces it."""
     if functorch.active() or (forward is not None and is_tracing()):
         return  # no node for many weights there
-    is_possible = forward is not None and recomputation.is_possible()
-    with unseen() if is_possible else nullcontext():
+    checkpoints = recomputation.around_access()
+    with unseen() if checkpoints else nullcontext():
         kinds: dict[type[Parametrization], list[tuple[Tensor, Parametrization, Access]]] = {}
         for weight, parametrization in _chosen(model, everywhere):
-            access = parametrization.access(weight)
+            access = parametrization.access(weight, checkpoints)
             if access is not None:
                 kinds.setdefault(type(parametrization), []).append(
                     (weight, parametrization, access)
@@ -88,10 +88,11 @@ def _prepare(model: nn.Module, forward: FrameType | None, everywhere: bool) -> N
         for kind, members in kinds.items():
             weights, parametrizations, accesses = zip(*members, strict=True)
             outputs = kind.compute(accesses)
-            kind.settle(parametrizations, accesses, outputs)
-            for weight, parametrization, output in zip(
-                weights, parametrizations, outputs, strict=True
+            modes.current(weights[0]).write(accesses, outputs)
+            for weight, parametrization, access, output in zip(
+                weights, parametrizations, accesses, outputs, strict=True
             ):
+                parametrization.settle(access, output)
                 if forward is None:
                     traced = TracedWeight(weight, output.weight_sn, parametrization, model)
                     parametrization.prepared = traced

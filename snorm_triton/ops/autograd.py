@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from typing import Any, NamedTuple
 
 import torch
@@ -19,7 +19,8 @@ from .torch_any_device import in_dtype_of, nonzero
 class Estimate(NamedTuple):
     """What was taken for the spectral norm of a dense weight, read as a matrix along ``dim``.
 
-    u, v and sigma are an access's own, never the live buffers, which the next one overwrites.
+    The weight is detached. u, v and sigma are an access's own, never the live buffers, which the
+    next one overwrites.
     """
 
     weight: Tensor
@@ -29,16 +30,6 @@ class Estimate(NamedTuple):
     u: Tensor
     v: Tensor
     sigma: Tensor
-
-
-def rescaled(
-    backend: Backend, estimates: Sequence[Estimate], weights_sn: Sequence[Tensor]
-) -> tuple[Tensor, ...]:
-    """``weights_sn``, each W / sigma, made differentiable in W by one node: u and v constant."""
-    weights = [estimate.weight for estimate in estimates]
-    computed = backend, estimates, weights_sn
-    outputs: tuple[Tensor, ...] = _Rescale.apply(computed, *weights)
-    return outputs
 
 
 def differentiable_sigma(sigma: Tensor, weight: Tensor, u: Tensor, v: Tensor, dim: int) -> Tensor:
@@ -53,8 +44,11 @@ def outer(u: Tensor, v: Tensor, shape: torch.Size, dim: int) -> Tensor:
     return torch.outer(u, v).view(shape[dim], *others).movedim(0, dim)
 
 
-class _Rescale(EagerFunction):  # type: ignore[misc]
-    """weights -> weights / sigmas, already computed: no transform of ``torch.func`` comes here."""
+class Rescale(EagerFunction):  # type: ignore[misc]
+    """weights -> weights / sigmas, already computed; u and v are constant.
+
+    No transform of ``torch.func`` comes here.
+    """
 
     if compiled_autograd_key is not None:
         _compiled_autograd_key = staticmethod(compiled_autograd_key)
@@ -65,40 +59,36 @@ class _Rescale(EagerFunction):  # type: ignore[misc]
         computed: tuple[Backend, Sequence[Estimate], Sequence[Tensor]],
         *weights: Tensor,
     ) -> tuple[Tensor, ...]:
-        ctx.set_materialize_grads(False)
-        ctx.backend, estimates, weights_sn = computed
+        if len(weights) > 1:  # a single one that is missing is a gradient of zero
+            ctx.set_materialize_grads(False)
         # Kept here rather than with save_for_backward: the node serves many layers, and a backward
         # through some of them must leave it whole for the others. It holds no memory but u, v and
         # the copy of a weight that is not dense.
-        ctx.estimates = estimates
+        ctx.backend, ctx.estimates, weights_sn = computed
+        ctx.weights = weights
         return tuple(weights_sn)
 
     @staticmethod
-    def backward(ctx: Any, *grads: Tensor | None) -> Any:
-        estimates: Sequence[Estimate] = ctx.estimates
-        given: Sequence[Any] = grads
+    def backward(ctx: Any, *grads: Any) -> Any:
+        given = grads if len(grads) == 1 else [grad for grad in grads if grad is not None]
+        watched = torch.compiler.is_compiling() or functorch.taken_of(given)
+        if len(grads) == 1 and not watched and not torch.is_grad_enabled():
+            call = _call(ctx.estimates[0], grads[0])
+            return None, ctx.backend.rescale_backward(call)
         used = [i for i, grad in enumerate(grads) if grad is not None]
-        if len(used) < len(grads):
-            estimates, given = [estimates[i] for i in used], [grads[i] for i in used]
-        grad_weights: Sequence[Tensor | None]
-        if torch.compiler.is_compiling() or functorch.taken_of(given):
-            grad_weights = [
-                _transformed_gradient(grad, estimate)
-                for grad, estimate in zip(given, estimates, strict=True)
-            ]
+        estimates, weights = ([each[i] for i in used] for each in (ctx.estimates, ctx.weights))
+        grad_weights: Iterator[Tensor]
+        if watched:
+            grad_weights = map(_transformed_gradient, given, weights, estimates)
         elif torch.is_grad_enabled():  # the gradient itself is to be differentiated
-            weights = [estimate.weight for estimate in estimates]
-            grad_weights = _RescaleBackward.apply(ctx.backend, estimates, *given, *weights)
+            grad_weights = iter(_RescaleBackward.apply(ctx.backend, estimates, *given, *weights))
         else:
-            grad_weights = rescale_backward(ctx.backend, estimates, given)
-        if len(used) < len(grads):
-            each = iter(grad_weights)
-            grad_weights = [None if grad is None else next(each) for grad in grads]
-        return None, *grad_weights
+            grad_weights = iter(rescale_backward(ctx.backend, estimates, given))
+        return None, *(None if grad is None else next(grad_weights) for grad in grads)
 
 
 class _RescaleBackward(torch.autograd.Function):
-    """The gradient of ``_Rescale``, itself differentiable in the incoming gradient and in W.
+    """The gradient of ``Rescale``, itself differentiable in the incoming gradient and in W.
 
     With G the gradient of W / sigma, and sigma = <u v^T, W>, it is
 
@@ -136,18 +126,20 @@ def rescale_backward(
     backend: Backend, estimates: Sequence[Estimate], grads: Sequence[Tensor]
 ) -> Sequence[Tensor]:
     """The gradients of the weights, from those of the normalized weights."""
-    calls = []
-    for grad, estimate in zip(grads, estimates, strict=True):
-        weight, version, view, dim, u, v, sigma = estimate
-        if weight._version != version:
-            raise _modified(weight)
+    return backend.rescale_backward_together(list(map(_call, estimates, grads)))
+
+
+def _call(estimate: Estimate, grad: Tensor) -> GradientCall:
+    weight, version, view, dim, u, v, sigma = estimate
+    if weight._version != version:
+        raise _modified(weight)
+    if grad.stride() != weight.stride() or grad.is_neg() or grad.layout != torch.strided:
         grad = like_weight(grad, weight, view, dim)
-        calls.append(GradientCall(grad, weight, view, u, v, sigma))
-    return backend.rescale_backward(calls)
+    return GradientCall(grad, weight, view, u, v, sigma)
 
 
-def _transformed_gradient(grad: Tensor, estimate: Estimate) -> Tensor:
-    weight, version, _, dim, u, v, _ = estimate
+def _transformed_gradient(grad: Tensor, weight: Tensor, estimate: Estimate) -> Tensor:
+    _, version, _, dim, u, v, _ = estimate
     if not torch.compiler.is_compiling() and weight._version != version:
         raise _modified(weight)
     return gradient_in_torch(grad, weight, u, v, dim)

@@ -14,15 +14,21 @@ from .calls import Call, GradientCall, Normalized
 class Backend(Protocol):
     """Never synchronizes with the host, but where the weight is in the host's own memory."""
 
-    def normalize(self, calls: Sequence[Call], apart: bool = False) -> list[Normalized]:
-        """W / sigma of each, of one device: fresh, and in storages of their own if ``apart``.
+    def normalize(self, call: Call) -> Normalized:
+        """W / sigma, fresh.
 
         An iteration whose sigma is zero or not finite leaves u and v as they were; its sigma says
         which it was. A zero sigma divides by 1.
         """
 
+    def normalize_together(self, calls: Sequence[Call], apart: bool = False) -> list[Normalized]:
+        """That of each, of one device: in storages of their own if ``apart``."""
+
     def rescale(self, weight: Tensor, sigma: Tensor, dtype: torch.dtype) -> Tensor:
         """``weight / sigma`` in ``dtype`` and the dense weight's layout."""
 
-    def rescale_backward(self, calls: Sequence[GradientCall]) -> list[Tensor]:
-        """``(grad - <grad, W_sn> u v^T) / sigma`` of each, real weights of one device."""
+    def rescale_backward(self, call: GradientCall) -> Tensor:
+        """``(grad - <grad, W_sn> u v^T) / sigma`` of a real weight."""
+
+    def rescale_backward_together(self, calls: Sequence[GradientCall]) -> list[Tensor]:
+        """That of each, of one device."""

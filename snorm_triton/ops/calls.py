@@ -18,11 +18,15 @@ class State(NamedTuple):
     sigma: Tensor
 
 
+# u, v and sigma as a parametrization holds them, or an access starts from them.
+Live = tuple[Tensor, Tensor, Tensor]
+
+
 class Iterate(NamedTuple):
     """``n`` power iterations from u and v; their results overwrite ``live``, if there is any."""
 
     n: int
-    live: State | None = None
+    live: Live | None = None
     # Of compiled code: iterate only where it is not zero, and then make it zero. Else replay.
     due: Tensor | None = None
 
@@ -46,7 +50,7 @@ class Access(NamedTuple):
     """One access to a weight of any layout, known to be right: what it starts from and its step.
 
     ``dtype`` is that of the result. ``checkpoints`` are those whose forward this is, which keep
-    what it takes.
+    what it takes; None in compiled code.
     """
 
     weight: Tensor
@@ -56,7 +60,7 @@ class Access(NamedTuple):
     step: Step
     dtype: torch.dtype
     backend: str = "auto"
-    checkpoints: list[Any] = []  # noqa: RUF012
+    checkpoints: list[Any] | None = []  # noqa: RUF012
 
 
 class Call(NamedTuple):

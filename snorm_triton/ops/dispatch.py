@@ -6,7 +6,7 @@ import os
 import sys
 from functools import lru_cache
 from importlib.util import find_spec
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
@@ -14,6 +14,7 @@ from torch.nn import Parameter
 
 from . import torch_any_device, torch_cpu
 from .backend import Backend
+from .matrix_view import MatrixView, in_matrix_layout, view_of
 
 BACKENDS = ("auto", "triton", "torch")
 ENVIRONMENT_VARIABLE = "SNORM_TRITON_BACKEND"
@@ -92,6 +93,24 @@ def _backend_for(
     if _select(device, dtype, False, backend, default).backend == "triton":
         return _kernels()
     return torch_cpu if torch_cpu.takes(device, dtype, kind) else torch_any_device
+
+
+def place(weight: Tensor, dim: int, backend: str) -> tuple[Backend, Tensor, MatrixView]:
+    """What computes a weight of two dimensions or more, the weight made dense, and its view."""
+    if weight.is_neg() or weight.is_conj():
+        weight = weight.resolve_conj().resolve_neg()
+    kind = weight.device, weight.dtype, type(weight), backend, DEFAULT_BACKEND
+    chosen, view = _place(weight.shape, weight.stride(), dim, kind)
+    if view is None:
+        weight, view = in_matrix_layout(weight, dim)
+    return chosen, weight, view
+
+
+@lru_cache(maxsize=4096)
+def _place(
+    shape: torch.Size, stride: tuple[int, ...], dim: int, kind: Any
+) -> tuple[Backend, MatrixView | None]:
+    return _backend_for(*kind), view_of(tuple(shape), stride, dim)
 
 
 def _kernels() -> Backend:

@@ -72,7 +72,7 @@ def matrix_view(weight: Tensor, dim: int) -> MatrixView | None:
     in an order that one transposition does not describe. Contiguous and channels_last weights have
     one, for every ``dim`` and every number of groups.
     """
-    return _matrix_view(tuple(weight.shape), weight.stride(), dim)
+    return view_of(tuple(weight.shape), weight.stride(), dim)
 
 
 def in_matrix_layout(weight: Tensor, dim: int) -> tuple[Tensor, MatrixView]:
@@ -98,7 +98,8 @@ def like_weight(tensor: Tensor, weight: Tensor, view: MatrixView, dim: int) -> T
 
 
 @lru_cache(maxsize=4096)
-def _matrix_view(shape: tuple[int, ...], stride: tuple[int, ...], dim: int) -> MatrixView | None:
+def view_of(shape: tuple[int, ...], stride: tuple[int, ...], dim: int) -> MatrixView | None:
+    """As :func:`matrix_view`, of a weight of such a shape and strides."""
     # Axes from the slowest to the fastest in memory; an axis of size 1 lies nowhere.
     axes = [axis for axis in range(len(shape)) if shape[axis] != 1]
     axes.sort(key=lambda axis: -stride[axis])

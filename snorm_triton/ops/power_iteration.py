@@ -10,7 +10,6 @@ from torch import Tensor
 
 from .calls import Iterate, Replay, State, Step
 
-
 GOLDEN_RATIO = 2654435769  # its fractional part, in units of 2**-32
 
 

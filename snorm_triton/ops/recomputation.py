@@ -11,10 +11,11 @@ from collections.abc import Iterator
 from contextlib import AbstractContextManager, contextmanager
 from typing import Any
 
+import torch
 from torch import Tensor
 
 from ..torch_internals import checkpoints
-from ..torch_internals.autograd import in_backward, saved_tensors_hooks
+from ..torch_internals.autograd import backward_id, in_backward, saved_tensors_hooks
 from ..torch_internals.storage import memory_of
 from .calls import Iterate, Replay, State, Step
 
@@ -40,6 +41,9 @@ class Kept:
 
 # What each checkpoint around keeps, from the innermost, and which recomputation of it this is.
 Checkpoints = list[tuple[Kept, object]]
+
+
+_NONE: Checkpoints = []
 
 
 class _Entered(threading.local):
@@ -99,7 +103,17 @@ class _Recomputation(AbstractContextManager[None]):
 
 def is_possible() -> bool:
     """Whether this may be a recomputation, or be recomputed where gradients are on."""
-    return in_backward() or saved_tensors_hooks() is not None or bool(_entered.checkpoints)
+    return (
+        backward_id() != -1 or saved_tensors_hooks(True) is not None or bool(_entered.checkpoints)
+    )
+
+
+def around_access() -> Checkpoints | None:
+    """As :func:`around`; None in compiled code, whose operators look for them as they run."""
+    if torch.compiler.is_compiling():
+        return None
+    # Without gradients as in the forward of a reentrant checkpoint.
+    return around() if is_possible() or not torch.is_grad_enabled() else _NONE
 
 
 def around() -> Checkpoints:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 
 import torch
 from torch import Tensor
@@ -15,29 +15,30 @@ from .calls import Access, Iterate, Normalized
 WRITE = "snorm_triton::write"
 
 
-def write(accesses: Sequence[Access], outputs: Sequence[Normalized]) -> None:
-    """Overwrite the live state of each access that iterated, whatever way torch runs us.
+def write(
+    accesses: Sequence[Access],
+    outputs: Sequence[Normalized],
+    copy: Callable[[list[Tensor], list[Tensor]], object] = foreach_copy_,
+) -> None:
+    """Overwrite by ``copy`` the live state of each access that iterated.
 
     The one place where it is written, but for the backends that do it along with the rest.
     """
-    told: tuple[list[Tensor], list[Tensor]] = ([], [])
-    untold: tuple[list[Tensor], list[Tensor]] = ([], [])
-    for access, output in zip(accesses, outputs, strict=True):
+    buffers: list[Tensor] = []
+    values: list[Tensor] = []
+    for access, (_, u, v, sigma, is_written) in zip(accesses, outputs, strict=True):
         step = access.step
-        if not isinstance(step, Iterate) or step.live is None or output.is_written:
+        if type(step) is not Iterate or step.live is None or is_written:
             continue
-        # A checkpoint inside of compiled code recomputes from the buffers as they then are. Where
-        # accesses iterate that is wrong once another has, and their versions let autograd say so.
-        buffers, values = told if step.due is None else untold
+        if sigma.requires_grad:
+            sigma = sigma.detach()
         buffers += step.live
-        sigma = output.sigma.detach() if output.sigma.requires_grad else output.sigma
-        values += (output.u, output.v, sigma.abs() if sigma.is_complex() else sigma)
+        values += (u, v, sigma.abs() if sigma.is_complex() else sigma)
         if step.due is not None:
             buffers.append(step.due)
             values.append(torch.zeros_like(step.due))
-    for tells, (buffers, values) in ((True, told), (False, untold)):
-        if buffers:
-            overwrite(buffers, values, tells)
+    if buffers:
+        copy(buffers, values)
 
 
 def overwrite(buffers: list[Tensor], values: list[Tensor], tells: bool = True) -> None:

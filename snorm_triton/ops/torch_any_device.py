@@ -39,14 +39,17 @@ class Matrix:
         return torch.vdot(u, self.matvec(v))
 
 
-def normalize(calls: Sequence[Call], apart: bool = False) -> list[Normalized]:
+def normalize(call: Call) -> Normalized:
     """As :class:`snorm_triton.ops.backend.Backend` says."""
-    normalized = []
-    for weight, view, u, v, step, dtype in calls:
-        wide = in_dtype_of(weight, u)
-        state = estimate(Matrix(wide, view), u, v, step)
-        normalized.append(Normalized(rescale(wide, state.sigma, dtype), *state))
-    return normalized
+    weight, view, u, v, step, dtype = call
+    wide = in_dtype_of(weight, u)
+    state = estimate(Matrix(wide, view), u, v, step)
+    return Normalized(rescale(wide, state.sigma, dtype), *state)
+
+
+def normalize_together(calls: Sequence[Call], apart: bool = False) -> list[Normalized]:
+    """As :class:`snorm_triton.ops.backend.Backend` says."""
+    return [normalize(call) for call in calls]
 
 
 def rescale(weight: Tensor, sigma: Tensor, dtype: torch.dtype) -> Tensor:
@@ -54,15 +57,18 @@ def rescale(weight: Tensor, sigma: Tensor, dtype: torch.dtype) -> Tensor:
     return (in_dtype_of(weight, sigma) / nonzero(sigma)).to(dtype)
 
 
-def rescale_backward(calls: Sequence[GradientCall]) -> list[Tensor]:
+def rescale_backward_together(calls: Sequence[GradientCall]) -> list[Tensor]:
     """As :class:`snorm_triton.ops.backend.Backend` says."""
-    return [gradient(call) for call in calls]
+    return [rescale_backward(call) for call in calls]
 
 
-def gradient(
+def rescale_backward(
     call: GradientCall, sum_over_shards: Callable[[Tensor], Tensor] | None = None
 ) -> Tensor:
-    """The gradient of one weight, or of a shard: then ``sum_over_shards`` adds up what it takes."""
+    """As :class:`snorm_triton.ops.backend.Backend` says.
+
+    Of a shard too: then ``sum_over_shards`` adds up what it takes.
+    """
     grad, weight, view, u, v, sigma = call
     divisor = nonzero(sigma)
     wide_grad = in_dtype_of(grad, u)

@@ -1,8 +1,8 @@
 """The backend on plain CPU tensors: as :mod:`.torch_any_device`, in fewer steps.
 
 On the CPU a scalar can be read as soon as it is computed, so norms, sigma and the decisions about
-zero and non-finite weights are Python numbers here, and each weight-sized result is one pass. Nothing
-that is larger than a tile and as large as the weight is allocated but the result.
+zero and non-finite weights are Python numbers here, and each weight-sized result is one pass.
+Nothing that is larger than a tile and as large as the weight is allocated but the result.
 """
 
 from __future__ import annotations
@@ -12,18 +12,22 @@ from math import copysign, inf
 
 import torch
 from torch import Tensor
+from torch.linalg import vector_norm
 from torch.nn import Parameter
 
 from . import tiles
-from .calls import Call, Evaluate, GradientCall, Iterate, Normalized, Replay, State
-from .huge_pages import huge_pages_like
+from .calls import Call, Evaluate, GradientCall, Iterate, Normalized, Replay
+from .huge_pages import LARGE, huge_pages_like
 from .matrix_view import MatrixView
 from .power_iteration import norm as exact_norm
 from .power_iteration import start_like
 from .torch_any_device import in_dtype_of
 
 _Estimated = tuple[Tensor, Tensor, Tensor, float]  # u, v and sigma, and sigma as a number
+_SMALL, _LARGE = 2.0**-30, 2.0**30  # between them no square loses anything that counts
+_FEW = 2**14  # elements
 _LONG = 2**14  # elements from which on a length is better taken in float64
+_HUGE = {dtype: torch.finfo(dtype).max for dtype in (torch.float32, torch.float64)}
 _TINY = {dtype: torch.finfo(dtype).tiny for dtype in (torch.float32, torch.float64)}
 
 
@@ -32,20 +36,23 @@ def takes(device: torch.device, dtype: torch.dtype, kind: type[Tensor]) -> bool:
     return device.type == "cpu" and kind in (Tensor, Parameter) and not dtype.is_complex
 
 
-def normalize(calls: Sequence[Call], apart: bool = False) -> list[Normalized]:
+def normalize(call: Call) -> Normalized:
     """As :class:`snorm_triton.ops.backend.Backend` says."""
-    normalized = []
-    for weight, view, u, v, step, dtype in calls:
-        if type(step) is Iterate:
-            u, v, sigma, number = _iterate(weight, view, u, v, step.n)
-        elif type(step) is Evaluate:
-            u, v, sigma, number = _evaluate(weight, view, u, v, step.eps)
-        else:
-            assert isinstance(step, Replay)
-            u, v, sigma = u.clone(), v.clone(), step.sigma.clone()
-            number = sigma.item()
-        normalized.append(Normalized(_divide(weight, sigma, number, dtype), u, v, sigma))
-    return normalized
+    weight, view, u, v, step, dtype = call
+    if type(step) is Iterate:
+        u, v, sigma, number = _iterate(weight, view, u, v, step.n)
+    elif type(step) is Evaluate:
+        u, v, sigma, number = _evaluate(weight, view, u, v, step.eps)
+    else:
+        assert isinstance(step, Replay)
+        u, v, sigma = u.clone(), v.clone(), step.sigma.clone()
+        number = sigma.item()
+    return Normalized(_divide(weight, sigma, number, dtype), u, v, sigma)
+
+
+def normalize_together(calls: Sequence[Call], apart: bool = False) -> list[Normalized]:
+    """As :class:`snorm_triton.ops.backend.Backend` says."""
+    return [normalize(call) for call in calls]
 
 
 def rescale(weight: Tensor, sigma: Tensor, dtype: torch.dtype) -> Tensor:
@@ -59,49 +66,58 @@ def _divide(weight: Tensor, sigma: Tensor, number: float, dtype: torch.dtype) ->
     if weight.dtype != dtype:
         weight = in_dtype_of(weight, sigma)
     # Half precision over a float32 scalar is divided in float32 and rounded once.
-    weight_sn = torch.div(weight, sigma, out=huge_pages_like(weight, weight.dtype))
+    out = None if weight.nbytes < LARGE else huge_pages_like(weight, weight.dtype)
+    weight_sn = torch.div(weight, sigma, out=out)
     return weight_sn if weight_sn.dtype == dtype else weight_sn.to(dtype)
 
 
-def rescale_backward(calls: Sequence[GradientCall]) -> list[Tensor]:
+def rescale_backward_together(calls: Sequence[GradientCall]) -> list[Tensor]:
     """As :class:`snorm_triton.ops.backend.Backend` says."""
-    return [_gradient(*call) for call in calls]
+    return [rescale_backward(call) for call in calls]
 
 
-def _gradient(
-    grad: Tensor, weight: Tensor, view: MatrixView, u: Tensor, v: Tensor, sigma: Tensor
-) -> Tensor:
-    dtype, weight, grad = weight.dtype, _widened(weight, u.dtype), _widened(grad, u.dtype)
-    v, divisor = view.columns_to_memory(v), sigma.item()
+def rescale_backward(call: GradientCall) -> Tensor:
+    """As :class:`snorm_triton.ops.backend.Backend` says."""
+    grad, weight, view, u, v, sigma = call
+    dtype, divisor = weight.dtype, sigma.item()
+    if not grad.dtype == dtype == u.dtype:
+        weight, grad = _widened(weight, u.dtype), _widened(grad, u.dtype)
     if abs(divisor) < _TINY[u.dtype]:
         divisor, coefficient = 1.0, 0.0  # it was divided by 1, whatever it is
     else:
-        inner = _dot(view.flat(weight), view.flat(grad), u.dtype)
-        coefficient = -inner / divisor / divisor
-        if abs(coefficient) > torch.finfo(u.dtype).max:
+        coefficient = -_inner(weight, grad, u.dtype) / divisor / divisor
+        if abs(coefficient) > _HUGE[u.dtype]:
             coefficient = copysign(inf, coefficient)  # as the dtype's own arithmetic would give
+    if view.K != 1:
+        v = view.columns_to_memory(v)
     operand, beta = view.operand(grad), 1 / divisor
-    if grad.dtype == weight.dtype == u.dtype:
-        out = huge_pages_like(weight, u.dtype)
-        into = None if out is None else view.operand(out)
-        result = _add_outer(operand, u, v, beta, coefficient, into)
-        if result.shape != weight.shape or result.stride() != weight.stride():
-            result = result.as_strided(weight.size(), weight.stride())
-        return result if result.dtype == dtype else result.to(dtype)
-    result = torch.empty_like(weight, dtype=dtype)
-    into = view.operand(result)
-    for at, rows, columns in tiles.tiles(operand):
-        into[at] = _add_outer(operand[at].to(u.dtype), u[rows], v[columns], beta, coefficient)
-    return result
+    if not grad.dtype == weight.dtype == u.dtype:
+        result = torch.empty_like(weight, dtype=dtype)
+        into = view.operand(result)
+        for at, rows, columns in tiles.tiles(operand):
+            into[at] = _add_outer(operand[at].to(u.dtype), u[rows], v[columns], beta, coefficient)
+        return result
+    out = None if weight.nbytes < LARGE else huge_pages_like(weight, u.dtype)
+    place = None if out is None else view.operand(out)
+    if operand.ndim == 2:
+        result = torch.addr(operand, u, v, beta=beta, alpha=coefficient, out=place)
+    else:
+        result = _add_outer(operand, u, v, beta, coefficient, place)
+    if operand is not grad:
+        result = result.as_strided(weight.size(), weight.stride())
+    return result if u.dtype == dtype else result.to(dtype)
 
 
 def _iterate(weight: Tensor, view: MatrixView, u: Tensor, v: Tensor, n: int) -> _Estimated:
     """As :func:`snorm_triton.ops.power_iteration.estimate`."""
-    operand = view.operand(_widened(weight, u.dtype))
-    v, moved = view.columns_to_memory(v), False
-    is_simple = operand.ndim == 2 and tiles.is_whole(operand, u.dtype) and tiles.fits_cache(operand)
+    is_plain = view.P == 1 and weight.dtype == u.dtype
+    operand = view.operand(weight) if is_plain else _operand(weight, view, u.dtype)
+    if view.K != 1:
+        v = view.columns_to_memory(v)
+    is_small = operand.ndim == 2 and max(operand.shape) <= tiles.SUMMANDS
+    moved = False
     for _ in range(n):
-        if is_simple:
+        if is_small and operand.dtype == v.dtype:
             t = _unit_(torch.mv(operand, v))
             s = torch.mv(operand.mT, t)
         else:
@@ -112,11 +128,11 @@ def _iterate(weight: Tensor, view: MatrixView, u: Tensor, v: Tensor, n: int) -> 
         u, v, moved = t, s.div_(sigma), True
     if not moved:
         u, v = u.clone(), v.clone()
-    return u, view.columns_to_logical(v), sigma, number
+    return u, v if view.K == 1 else view.columns_to_logical(v), sigma, number
 
 
 def _evaluate(weight: Tensor, view: MatrixView, u: Tensor, v: Tensor, eps: float) -> _Estimated:
-    operand = view.operand(_widened(weight, u.dtype))
+    operand = _operand(weight, view, u.dtype)
     u, v = (x / max(_norm(x)[1], eps) for x in (u, view.columns_to_memory(v)))
     sigma = torch.dot(u, tiles.product(operand, v))
     return u, view.columns_to_logical(v), sigma, sigma.item()
@@ -128,7 +144,7 @@ def _products(operand: Tensor, v: Tensor) -> tuple[Tensor, Tensor]:
     if both is not None:
         t, s = both
         length, number = _norm(t)
-        if _is_safe(number) and _is_safe(_norm(s)[1]):
+        if _SMALL < number < _LARGE and _SMALL < _norm(s)[1] < _LARGE:
             return t.div_(length), s.div_(length)
     else:
         t = tiles.product(operand, v)
@@ -149,17 +165,32 @@ def _add_outer(
     if operand.ndim == 2:
         return torch.addr(operand, u, v, beta=beta, alpha=alpha, out=out)
     P, M, Q = operand.shape
-    u, v = u.view(1, M, 1).expand(P, M, 1), v.view(P, 1, Q)
+    if operand.numel() < _FEW:  # a product of matrices takes longer to start
+        return (operand * beta).addcmul_(u.view(M, 1), v.view(P, 1, Q), value=alpha)
     if out is None:  # autocast, which a backward may be under, leaves alone what is told where to
         out = operand.new_empty(P, M, Q)
+    u, v = u.view(1, M, 1).expand(P, M, 1), v.view(P, 1, Q)
     return torch.baddbmm(operand, u, v, beta=beta, alpha=alpha, out=out)
 
 
-def _dot(a: Tensor, b: Tensor, dtype: torch.dtype) -> float:
+def _inner(a: Tensor, b: Tensor, dtype: torch.dtype) -> float:
+    """The sum of the products of the elements of two tensors that are laid out alike, and dense."""
+    size = (a.numel(),)
+    a, b = a.as_strided(size, (1,)), b.as_strided(size, (1,))
     if a.dtype == b.dtype == dtype:
         return torch.dot(a, b).item()
-    blocks = zip(a.split(tiles.ELEMENTS), b.split(tiles.ELEMENTS), strict=True)
-    return sum(torch.dot(x.to(dtype), y.to(dtype)).item() for x, y in blocks)
+    pairs = zip(a.split(tiles.ELEMENTS), b.split(tiles.ELEMENTS), strict=True)
+    return sum(torch.dot(x.to(dtype), y.to(dtype)).item() for x, y in pairs)
+
+
+def _operand(weight: Tensor, view: MatrixView, dtype: torch.dtype) -> Tensor:
+    """W in memory column order; as one matrix where it is no more than a tile, which is quicker."""
+    if weight.dtype != dtype:
+        weight = _widened(weight, dtype)
+    operand = view.operand(weight)
+    if operand.ndim == 3 and operand.numel() <= tiles.ELEMENTS:
+        return operand.transpose(0, 1).reshape(view.M, view.N)
+    return operand
 
 
 def _widened(tensor: Tensor, dtype: torch.dtype) -> Tensor:
@@ -171,15 +202,10 @@ def _widened(tensor: Tensor, dtype: torch.dtype) -> Tensor:
 
 def _norm(x: Tensor) -> tuple[Tensor, float]:
     """The length of ``x``, as a tensor and as a number."""
-    if len(x) <= _LONG:
-        length = torch.linalg.vector_norm(x)
+    if x.numel() <= _LONG:
+        length = vector_norm(x)
         number = length.item()
-        if _is_safe(number):
+        if _SMALL < number < _LARGE:
             return length, number
     length = exact_norm(x).to(x.dtype)
     return length, length.item()
-
-
-def _is_safe(length: float) -> bool:
-    """Whether no square of it leaves the range of a dtype, nor loses what counts."""
-    return 2.0**-30 < length < 2.0**30

@@ -7,9 +7,11 @@ from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from typing import Any, ClassVar, Protocol
 
+import torch
 from torch import Tensor, nn
 
 from ..ops.calls import Access, Normalized
+from ..ops.recomputation import Checkpoints
 
 
 class Prepared(Protocol):
@@ -18,6 +20,8 @@ class Prepared(Protocol):
     def serves(self, weight: Tensor, parametrization: Any) -> bool:
         """Whether an access to ``weight`` here and now gets what was prepared."""
 
+    outlives_forward: bool  # computed without gradients, and right until something changes
+
     def hand_over(self, weight: Tensor, parametrization: Any) -> Tensor:
         """What it gets."""
 
@@ -25,9 +29,9 @@ class Prepared(Protocol):
 class Parametrization(nn.Module):
     """A constraint on one tensor, for ``torch.nn.utils.parametrize.register_parametrization``.
 
-    A subclass computes the tensor in :meth:`forward`; where it says so in :meth:`access`, those of
-    a whole model are computed together, by :meth:`compute` and :meth:`settle`. Its persistent
-    buffers and its parameters are its state: copied, moved, saved, and loaded all or none.
+    A subclass computes the tensor in :meth:`while_running`; where it says so in :meth:`access`,
+    those of a whole model are computed together, by :meth:`compute`. Its persistent buffers and its
+    parameters are its state: copied, moved, saved, and loaded all or none.
     """
 
     # Attributes that belong to accesses of this very module: no copy and no file gets them.
@@ -37,7 +41,21 @@ class Parametrization(nn.Module):
     suffixes: ClassVar[tuple[str, ...]] = ("_u", "_v")
     aliases: ClassVar[dict[str, str]] = {}
 
-    def access(self, weight: Tensor) -> Access | None:
+    def forward(self, weight: Tensor) -> Tensor:
+        """The constrained tensor, of the weight's shape and memory layout."""
+        if torch.compiler.is_compiling():
+            return self.while_compiling(weight)
+        return self.while_running(weight)
+
+    def while_running(self, weight: Tensor) -> Tensor:
+        """As :meth:`forward`, where nothing compiles."""
+        raise NotImplementedError
+
+    def while_compiling(self, weight: Tensor) -> Tensor:
+        """As :meth:`forward`, where torch.compile or torch.export traces."""
+        return self.while_running(weight)
+
+    def access(self, weight: Tensor, checkpoints: Checkpoints | None) -> Access | None:
         """What an access to ``weight`` computes here and now; None where only ``forward`` can."""
         return None
 
@@ -46,12 +64,8 @@ class Parametrization(nn.Module):
         """The results of accesses to a model's tensors, together."""
         raise NotImplementedError
 
-    @staticmethod
-    def settle(
-        parametrizations: Sequence[Any], accesses: Sequence[Access], outputs: Sequence[Normalized]
-    ) -> None:
-        """Write what the accesses have left for the next."""
-        raise NotImplementedError
+    def settle(self, access: Access, output: Normalized) -> None:
+        """Note what an access took, once its results are written."""
 
     def refresh(self, weight: Tensor, n_power_iterations: int) -> None:
         """Bring the state in line with ``weight`` as it is now, in place."""
@@ -97,23 +111,19 @@ class Parametrization(nn.Module):
         return {key: value for key, value in self.__dict__.items() if key not in self.transient}
 
 
-class _Local(threading.local):
+class _Evaluations(threading.local):
     depth = 0
 
 
-_local = _Local()
-
-
-def is_evaluating() -> bool:
-    """Whether this thread is inside of :func:`evaluating`."""
-    return _local.depth > 0
+evaluations = _Evaluations()
+"""How many times this thread has entered :func:`evaluating`: its ``depth``."""
 
 
 @contextmanager
 def evaluating() -> Iterator[None]:
     """Accesses of this thread compute as in evaluation and write nothing, whatever the mode."""
-    _local.depth += 1
+    evaluations.depth += 1
     try:
         yield
     finally:
-        _local.depth -= 1
+        evaluations.depth -= 1

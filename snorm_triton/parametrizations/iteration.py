@@ -4,19 +4,18 @@ from __future__ import annotations
 
 from typing import Any
 
-import torch
 from torch import Tensor
 
 from ..functional import state_dtype
 from ..ops import recomputation
-from ..ops.calls import Evaluate, Iterate, Replay, State, Step
-from ..torch_internals.autograd import in_backward
+from ..ops.calls import Evaluate, Iterate, Live, Replay, Step
+from ..torch_internals.autograd import backward_id
 from . import updates
 
 
 def choose(
-    parametrization: Any, weight: Tensor, live: State, checkpoints: recomputation.Checkpoints
-) -> tuple[State, Step]:
+    parametrization: Any, weight: Tensor, live: Live, checkpoints: recomputation.Checkpoints | None
+) -> tuple[Live, Step]:
     """The state that an access to ``weight`` starts from, and its step.
 
     Args:
@@ -24,17 +23,19 @@ def choose(
         weight: as it is now.
         live: its buffers, which the step overwrites or leaves alone.
         checkpoints: those around the access; inside of a recomputation one has kept its state.
+            None in compiled code.
     """
     options = parametrization.options
-    kept = recomputation.replay(checkpoints, parametrization.owner) if checkpoints else None
-    if kept is not None:
-        return kept, Replay(kept.sigma)
+    if checkpoints:
+        kept = recomputation.replay(checkpoints, parametrization.owner)
+        if kept is not None:
+            return kept, Replay(kept.sigma)
     if not parametrization.iterates:
         return live, Evaluate(options.eps)
-    if torch.compiler.is_compiling():  # whether it is due, or recomputed, it will see as it runs
+    if checkpoints is None:  # whether it is due, or recomputed, it will see as it runs
         due = parametrization._buffers.get("_due")
         return live, Iterate(options.n_power_iterations, live, due)
     is_due = options.power_iter == "access" or updates.is_due(parametrization, weight)
-    if in_backward() or not is_due:
-        return live, Replay(live.sigma.to(state_dtype(weight)))
+    if backward_id() != -1 or not is_due:
+        return live, Replay(live[2].to(state_dtype(weight)))
     return live, Iterate(options.n_power_iterations, live)

@@ -21,6 +21,8 @@ from . import updates
 class TracedWeight:
     """Of a forward that torch.compile traces, where nothing else can change."""
 
+    outlives_forward = False
+
     def __init__(
         self, weight: Tensor, weight_sn: Tensor, parametrization: Any, model: nn.Module
     ) -> None:
@@ -62,6 +64,7 @@ class PreparedWeight:
         self.stream = streams.current(weight.device)
         self.is_captured = streams.is_capturing(weight.device)
         self.forward = forward
+        self.outlives_forward = forward is None
         self.conditions = self._conditions(weight, parametrization)
         self.with_grad = torch.is_grad_enabled()
 
@@ -98,8 +101,8 @@ class PreparedWeight:
         """The normalized weight, for whatever the current stream does with it."""
         if self.stream is not None:
             streams.hand_over(self.stream, self.weight_sn, *self.state)
-        if not torch.is_grad_enabled() or recomputation.is_possible():
-            around = recomputation.around()
+        around = recomputation.around_access()
+        if around:
             recomputation.replay(around, parametrization.owner)  # what was kept here: it is this
             recomputation.keep(around, parametrization.owner, self.state)
         if functorch.active():  # to which its graph is unknown

@@ -12,16 +12,16 @@ from torch.nn import Parameter
 
 from ..checkpoints.layouts import rename_legacy
 from ..checkpoints.missing_v import right_vector
-from ..functional import l2_normalize, normalize, normalize_together, state_dtype
-from ..ops import recomputation
+from ..functional import l2_normalize, state_dtype
+from ..ops import modes, recomputation
 from ..ops.calls import Access, Evaluate, Iterate, Normalized, Replay, State
 from ..ops.dispatch import select
-from ..ops.state import overwrite, write
+from ..ops.state import overwrite
 from ..torch_internals import functorch
 from ..torch_internals.checkpoints import unseen
 from ..torch_internals.storage import version
 from . import updates
-from .base import is_evaluating
+from .base import evaluations
 from .iteration import choose
 from .options import OPTIONS, Options, SpectralNormOptions, check_dim, check_vectors
 from .prepared import PreparedWeight
@@ -92,27 +92,38 @@ class SpectralNormParametrization(SingularVectors):
     @property
     def iterates(self) -> bool:
         """Whether an access in this mode iterates where one is due."""
-        if not (self.training or self.options.power_iter_on_eval):
-            return False
-        return torch.compiler.is_compiling() or not is_evaluating()
+        return (self.training or self.options.power_iter_on_eval) and evaluations.depth == 0
 
-    def forward(self, weight: Tensor) -> Tensor:
-        """``weight / sigma``, of the weight's shape, dtype and memory layout."""
+    def while_compiling(self, weight: Tensor) -> Tensor:
+        """``weight / sigma``, where torch.compile or torch.export traces."""
         if weight.ndim == 1:
             return self._divide_by_length(weight)
         prepared = self.prepared
         if prepared is not None and prepared.serves(weight, self):
             return prepared.hand_over(weight, self)
-        if not torch.compiler.is_compiling() and recomputation.is_possible():
-            with unseen():
-                return self._normalize(weight)
-        return self._normalize(weight)
+        return self._normalize(weight, modes.compiling(weight), None)
 
-    def _normalize(self, weight: Tensor) -> Tensor:
-        access = self.access(weight)
-        normalized = normalize(access)
-        self.settle((self,), (access,), (normalized,))
-        return normalized.weight_sn
+    def while_running(self, weight: Tensor) -> Tensor:
+        """``weight / sigma``, where nothing compiles."""
+        if weight.ndim == 1:
+            return self._divide_by_length(weight)
+        prepared = self.prepared
+        if prepared is not None and prepared.serves(weight, self):
+            return prepared.hand_over(weight, self)
+        if recomputation.is_possible() or not torch.is_grad_enabled():
+            checkpoints = recomputation.around()
+            with unseen():
+                return self._normalize(weight, modes.running(weight), checkpoints)
+        return self._normalize(weight, modes.running(weight), [])
+
+    def _normalize(
+        self, weight: Tensor, mode: modes.Mode, checkpoints: recomputation.Checkpoints | None
+    ) -> Tensor:
+        access = self.access(weight, checkpoints)
+        output = mode.normalize(access)
+        mode.write((access,), (output,))
+        self.settle(access, output)
+        return output.weight_sn
 
     def _divide_by_length(self, weight: Tensor) -> Tensor:
         weight_sn, sigma = l2_normalize(weight, self.options.eps)
@@ -121,24 +132,18 @@ class SpectralNormParametrization(SingularVectors):
         overwrite([self._sigma], [sigma.detach()])
         return weight_sn
 
-    def access(self, weight: Tensor) -> Access:
+    def access(self, weight: Tensor, checkpoints: recomputation.Checkpoints | None) -> Access:
         """What an access to a ``weight`` of two dimensions or more computes here and now."""
         if self._drawn is not None:
             self._wake(weight)
         buffers: Any = self._buffers  # read past Module's attribute lookup
-        live = State(buffers["_u"], buffers["_v"], buffers["_sigma"])
-        if (
-            live.u.requires_grad or live.v.requires_grad or live.sigma.requires_grad
-        ):  # given by functional_call
-            live = State(*[buffer.detach() for buffer in live])
-        checkpoints: recomputation.Checkpoints = []
-        # Without gradients as in the forward of a reentrant checkpoint.
-        if not torch.compiler.is_compiling() and (
-            recomputation.is_possible() or not torch.is_grad_enabled()
-        ):
-            checkpoints = recomputation.around()
-        (u, v, _), step = choose(self, weight, live, checkpoints)
-        options, dtype = self.options, state_dtype(weight)
+        u, v, sigma = buffers["_u"], buffers["_v"], buffers["_sigma"]
+        if u.requires_grad or v.requires_grad or sigma.requires_grad:  # given by functional_call
+            u, v, sigma = u.detach(), v.detach(), sigma.detach()
+        (u, v, _), step = choose(self, weight, (u, v, sigma), checkpoints)
+        options, dtype = self.options, weight.dtype
+        if dtype.itemsize < 4:
+            dtype = state_dtype(weight)
         return Access(
             weight,
             u if u.dtype == dtype else u.to(dtype),
@@ -153,30 +158,21 @@ class SpectralNormParametrization(SingularVectors):
     @staticmethod
     def compute(accesses: Sequence[Access]) -> list[Normalized]:
         """W / sigma of each."""
-        return normalize_together(accesses)
+        return modes.current(accesses[0].weight).normalize_together(accesses)
 
-    @staticmethod
-    def settle(
-        parametrizations: Sequence[SpectralNormParametrization],
-        accesses: Sequence[Access],
-        outputs: Sequence[Normalized],
-    ) -> None:
-        """Write the new u, v and sigma of each, and note what its access took."""
-        write(accesses, outputs)
-        if not torch.compiler.is_compiling():
-            for each, access, output in zip(parametrizations, accesses, outputs, strict=True):
-                each._took(access, output)
-
-    def _took(self, access: Access, output: Normalized) -> None:
+    def settle(self, access: Access, output: Normalized) -> None:
+        """Note what an access took."""
+        if access.checkpoints is None:
+            return
         known = self.__dict__  # past Module's way to set attributes
         known["is_sigma_known"] = True
-        if isinstance(access.step, Iterate):
+        if type(access.step) is Iterate:
             known["_evaluated"] = None
-            if isinstance(self.prepared, PreparedWeight) and self.prepared.forward is None:
+            if self.prepared is not None and self.prepared.outlives_forward:
                 known["prepared"] = None
             if self.options.power_iter == "update":
                 updates.has_iterated(self, access.weight)
-        elif isinstance(access.step, Evaluate) and not functorch.active():
+        elif type(access.step) is Evaluate and not functorch.active():
             known["_evaluated"] = output.sigma.detach(), version(self._sigma)
             if self.options.cache_evaluation and self._outlives(access.weight):
                 known["prepared"] = PreparedWeight(access.weight, output, self)
@@ -199,7 +195,7 @@ class SpectralNormParametrization(SingularVectors):
         access = Access(
             weight, state.u, state.v, options.dim or 0, Replay(state.sigma), dtype, options.backend
         )
-        return normalize(access).weight_sn
+        return modes.current(weight).normalize(access).weight_sn
 
     def output_dtype(self, weight: Tensor) -> torch.dtype:
         """The dtype that an access to ``weight`` returns here and now."""

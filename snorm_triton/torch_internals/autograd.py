@@ -9,7 +9,7 @@ from torch import Tensor
 
 from .door import private, without
 
-_task = private(
+backward_id: Any = private(
     "torch._C",
     "_current_graph_task_id",
     without(
@@ -18,8 +18,14 @@ _task = private(
         -1,
     ),
 )
-_hooks = private("torch._C._autograd", "_top_saved_tensors_default_hooks")
-_foreach_copy = private("torch", "_foreach_copy_")
+"""A number of the backward that runs here, -1 outside of any."""
+
+saved_tensors_hooks: Any = private(
+    "torch._C._autograd", "_top_saved_tensors_default_hooks", lambda _: True
+)
+"""Of True, the innermost pair of hooks on saved tensors, None without; True where torch cannot
+tell.
+"""
 _foreach_add = private("torch", "_foreach_add_")
 
 
@@ -33,28 +39,18 @@ EagerFunction: Any = private("torch.autograd.function", "_SingleLevelFunction", 
 compiled_autograd_key: Any = private("torch.autograd", "Function._compiled_autograd_key")
 
 
-def backward_id() -> int:
-    """A number of the backward that runs here, -1 outside of any."""
-    return _task()  # type: ignore[no-any-return]
-
-
 def in_backward() -> bool:
     """Whether this is inside a backward."""
-    return _task() != -1  # type: ignore[no-any-return]
+    return backward_id() != -1  # type: ignore[no-any-return]
 
 
-def saved_tensors_hooks() -> Any:
-    """The innermost pair of hooks on saved tensors, None without; True where torch cannot tell."""
-    return True if _hooks is None else _hooks(True)
-
-
-def foreach_copy_(into: list[Tensor], values: list[Tensor]) -> None:
-    """Copy each value into its tensor, in as few launches as can be."""
-    if _foreach_copy is not None:
-        _foreach_copy(into, values)
-        return
+def _copy_each_(into: list[Tensor], values: list[Tensor]) -> None:
     for tensor, value in zip(into, values, strict=True):
         tensor.copy_(value)
+
+
+foreach_copy_: Any = private("torch", "_foreach_copy_", _copy_each_)
+"""Copy each of some values into its tensor, in as few launches as can be."""
 
 
 def foreach_add_(tensors: list[Tensor], number: float) -> None:

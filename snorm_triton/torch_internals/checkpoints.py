@@ -41,7 +41,7 @@ def around() -> list[tuple[Any, Run | None]]:
     and which recomputation of it this is, None in its forward.
     """
     found = _search(sys._getframe(1))
-    if not found and saved_tensors_hooks() is not None and not _are_known():
+    if not found and saved_tensors_hooks(True) is not None and not _are_known():
         _warn()
     return found
 

@@ -38,7 +38,9 @@ def active() -> bool:
 
 def taken_of(grads: Iterable[Tensor]) -> bool:
     """Whether a transform takes a backward apart, or one of many gradients at a time does."""
-    return active() or any(map(_is_legacy_batched, grads))
+    if _transforms_active() or (_counts_levels and forward_ad._current_level >= 0):
+        return True
+    return any(map(_is_legacy_batched, grads))
 
 
 def write(buffers: Sequence[Tensor], values: Sequence[Tensor]) -> None:

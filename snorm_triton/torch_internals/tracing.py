@@ -12,13 +12,9 @@ from .door import private
 F = TypeVar("F", bound=Callable[..., Any])
 
 _jit: Any = torch.jit
-_is_tracing = private("torch._C", "_is_tracing", _jit.is_tracing)
+is_tracing: Any = private("torch._C", "_is_tracing", _jit.is_tracing)
+"""Whether torch.jit.trace records."""
 _has_flag = private("torch.compiler", "_is_exporting_flag") is not None
-
-
-def is_tracing() -> bool:
-    """Whether torch.jit.trace records."""
-    return bool(_is_tracing())
 
 
 def is_exporting() -> bool:

@@ -6,12 +6,14 @@ It takes lists, so that the weights of a model that are normalized together are 
 from __future__ import annotations
 
 from collections.abc import Sequence
+from functools import partial
 from typing import Any
 
 import torch
 from torch import Tensor
 
 from ...torch_internals.tracing import is_exporting
+from .. import state
 from ..calls import Access, Evaluate, Iterate, Normalized
 from . import composite
 from . import operators as operators  # which defines it
@@ -24,16 +26,41 @@ def normalize_together(accesses: Sequence[Access]) -> list[Normalized]:
     results: dict[int, Normalized] = {}
     kinds: dict[tuple[Any, ...], list[int]] = {}
     for i, access in enumerate(accesses):
-        weight, step = access.weight, access.step
+        weight = access.weight
         if weight.numel() == 0 or is_exporting():
             results[i] = composite.normalize(access)
         else:
-            has_due = isinstance(step, Iterate) and step.due is not None
+            has_due = _due(access) is not None
             kind = weight.device, weight.dtype, access.dtype, access.backend, has_due
             kinds.setdefault(kind, []).append(i)
     for members in kinds.values():
         results.update(zip(members, _normalize_alike([accesses[i] for i in members]), strict=True))
     return [results[i] for i in range(len(accesses))]
+
+
+def normalize(access: Access) -> Normalized:
+    """As :func:`normalize_together`, of one."""
+    return normalize_together([access])[0]
+
+
+def write(accesses: Sequence[Access], outputs: Sequence[Normalized]) -> None:
+    """As :func:`snorm_triton.ops.state.write`.
+
+    A checkpoint inside of compiled code recomputes from the buffers as they then are. Where each
+    access iterates that is wrong once another has, and their versions let autograd say so.
+    """
+    pairs = list(zip(accesses, outputs, strict=True))
+    for tells in (True, False):
+        chosen = [pair for pair in pairs if (_due(pair[0]) is None) == tells]
+        state.write(
+            [access for access, _ in chosen],
+            [output for _, output in chosen],
+            partial(state.overwrite, tells=tells),
+        )
+
+
+def _due(access: Access) -> Tensor | None:
+    return access.step.due if isinstance(access.step, Iterate) else None
 
 
 def _normalize_alike(accesses: Sequence[Access]) -> list[Normalized]:
@@ -68,7 +95,7 @@ def _as_numbers(access: Access) -> tuple[Tensor, int, float, Tensor | None, bool
     u, step = access.u, access.step
     if isinstance(step, Iterate):
         if step.live is not None:
-            return step.live.sigma.to(u.dtype), step.n, 1.0, step.due, True
+            return step.live[2].to(u.dtype), step.n, 1.0, step.due, True
         return u.new_zeros(()), step.n, 1.0, None, False
     assert isinstance(step, Evaluate)
     return u.new_zeros(()), 0, step.eps, None, False

@@ -6,13 +6,14 @@ form of each, and exporters and tracers, whose programs hold no others.
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any, TypeVar
 
 import torch
 from torch import Tensor
 
 from ...torch_internals import functorch
+from .. import state
 from ..calls import Access, Evaluate, Iterate, Normalized, Replay
 from ..matrix_view import MatrixView
 from ..power_iteration import estimate
@@ -31,6 +32,16 @@ def normalize(access: Access) -> Normalized:
     return Normalized(weight_sn, u, v, sigma)
 
 
+def normalize_together(accesses: Sequence[Access]) -> list[Normalized]:
+    """:func:`normalize` of each."""
+    return [normalize(access) for access in accesses]
+
+
+def write(accesses: Sequence[Access], outputs: Sequence[Normalized]) -> None:
+    """As :func:`snorm_triton.ops.state.write`, past the transforms."""
+    state.write(accesses, outputs, state.overwrite)
+
+
 def rescale(
     weight: Tensor, u: Tensor, v: Tensor, dim: int, dtype: torch.dtype
 ) -> tuple[Tensor, Tensor]:
@@ -43,7 +54,7 @@ def rescale(
 
 def without_autocast(device_type: str, operation: Callable[..., R], *args: Any) -> R:
     """``operation(*args)`` in the dtypes of its arguments, whatever autocast says."""
-    if torch.amp.is_autocast_available(device_type) and torch.is_autocast_enabled(device_type):
+    if device_type != "meta" and torch.is_autocast_enabled(device_type):
         with torch.autocast(device_type, enabled=False):
             return operation(*args)
     return operation(*args)

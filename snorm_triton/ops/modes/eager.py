@@ -5,14 +5,16 @@ from __future__ import annotations
 from collections.abc import Iterator, Sequence
 
 import torch
+from torch import Tensor
 
-from ..autograd import Estimate, rescaled
+from ..autograd import Estimate, Rescale
 from ..backend import Backend
 from ..calls import Access, Call, Normalized, Replay
-from ..dispatch import backend_for
-from ..matrix_view import in_matrix_layout
+from ..dispatch import place
+from ..state import write as write
 from .composite import rescale, without_autocast
 
+Node = tuple[int, Estimate, Tensor]  # of which result, and the weight that it is differentiable in
 BUCKET_BYTES = 25 * 2**20  # of weights; as DistributedDataParallel's buckets of gradients
 
 
@@ -21,19 +23,21 @@ def normalize(access: Access) -> Normalized:
     weight, u, v, dim, step, dtype, name, _ = access
     if weight.numel() == 0:
         return Normalized((weight * 1).to(dtype), u, v, u.new_zeros(()))
-    backend = backend_for(weight, name)
-    dense, view = in_matrix_layout(weight, dim)
-    call = Call(dense.detach(), view, u, v, step, dtype)
-    (normalized,) = without_autocast(weight.device.type, backend.normalize, (call,))
-    if not (torch.is_grad_enabled() and weight.requires_grad):
+    backend, dense, view = place(weight, dim, name)
+    data = dense.detach()
+    call = Call(data, view, u, v, step, dtype)
+    normalized = without_autocast(weight.device.type, backend.normalize, call)
+    if not (weight.requires_grad and torch.is_grad_enabled()):
         return normalized
     weight_sn, u, v, sigma, is_written = normalized
     if weight.is_complex():
         weight_sn, sigma = rescale(weight, u, v, dim, dtype)
-    else:
-        estimate = Estimate(dense, dense._version, view, dim, u, v, sigma)
-        (weight_sn,) = rescaled(backend, (estimate,), (weight_sn,))
-    return Normalized(weight_sn, u, v, sigma, is_written)
+        return Normalized(weight_sn, u, v, sigma, is_written)
+    estimate = Estimate(data, data._version, view, dim, u, v, sigma)
+    (differentiable,) = Rescale.apply((backend, (estimate,), (weight_sn,)), dense)
+    if differentiable is weight_sn:  # now it is
+        return normalized
+    return Normalized(differentiable, u, v, sigma, is_written)
 
 
 def normalize_together(accesses: Sequence[Access], apart: bool = False) -> list[Normalized]:
@@ -45,48 +49,42 @@ def normalize_together(accesses: Sequence[Access], apart: bool = False) -> list[
     must lie ``apart``.
     """
     results: dict[int, Normalized] = {}
-    groups: dict[tuple[Backend, torch.device, bool], list[int]] = {}
-    for i, access in enumerate(accesses):
-        weight = access.weight
+    groups: dict[tuple[Backend, torch.device, bool], list[tuple[int, Tensor, Call]]] = {}
+    for i, (weight, u, v, dim, step, dtype, name, _) in enumerate(accesses):
         if weight.numel() == 0 or weight.is_complex():
-            results[i] = normalize(access)
+            results[i] = normalize(accesses[i])
         else:
-            is_replay = isinstance(access.step, Replay)
-            kind = backend_for(weight, access.backend), weight.device, is_replay
-            groups.setdefault(kind, []).append(i)
+            backend, dense, view = place(weight, dim, name)
+            kind = backend, weight.device, isinstance(step, Replay)
+            call = Call(dense.detach(), view, u, v, step, dtype)
+            groups.setdefault(kind, []).append((i, dense, call))
     for (backend, device, _), members in groups.items():
-        chosen = [accesses[i] for i in members]
-        places = [in_matrix_layout(access.weight, access.dim) for access in chosen]
-        calls = [
-            Call(dense.detach(), view, access.u, access.v, access.step, access.dtype)
-            for access, (dense, view) in zip(chosen, places, strict=True)
-        ]
-        outputs = without_autocast(device.type, backend.normalize, calls, apart)
-        results.update(zip(members, outputs, strict=True))
-        estimates = [
-            (i, Estimate(dense, dense._version, view, access.dim, *output[1:4]))
-            for i, access, (dense, view), output in zip(
-                members, chosen, places, outputs, strict=True
-            )
-            if torch.is_grad_enabled() and access.weight.requires_grad
-        ]
-        for bucket in _buckets(estimates):
-            weights_sn = rescaled(
-                backend, [each for _, each in bucket], [results[i].weight_sn for i, _ in bucket]
-            )
-            for (i, _), weight_sn in zip(bucket, weights_sn, strict=True):
+        calls = [call for _, _, call in members]
+        outputs = without_autocast(device.type, backend.normalize_together, calls, apart)
+        nodes = []
+        for (i, dense, (data, view, *_)), output in zip(members, outputs, strict=True):
+            results[i] = output
+            if dense.requires_grad and torch.is_grad_enabled():
+                _, u, v, sigma, _ = output
+                dim = accesses[i].dim
+                nodes.append((i, Estimate(data, data._version, view, dim, u, v, sigma), dense))
+        for bucket in _buckets(nodes):
+            at, estimates, weights = zip(*bucket, strict=True)
+            weights_sn = [results[i].weight_sn for i in at]
+            weights_sn = Rescale.apply((backend, estimates, weights_sn), *weights)
+            for i, weight_sn in zip(at, weights_sn, strict=True):
                 results[i] = results[i]._replace(weight_sn=weight_sn)
     return [results[i] for i in range(len(accesses))]
 
 
-def _buckets(members: Sequence[tuple[int, Estimate]]) -> Iterator[Sequence[tuple[int, Estimate]]]:
+def _buckets(nodes: Sequence[Node]) -> Iterator[Sequence[Node]]:
     """Neighbors of up to ``BUCKET_BYTES`` together."""
     start, size = 0, 0
-    for end, (_, estimate) in enumerate(members):
+    for end, (_, estimate, _) in enumerate(nodes):
         nbytes = estimate.weight.nbytes
         if size and size + nbytes > BUCKET_BYTES:
-            yield members[start:end]
+            yield nodes[start:end]
             start, size = end, 0
         size += nbytes
-    if members:
-        yield members[start:]
+    if nodes:
+        yield nodes[start:]

@@ -7,6 +7,7 @@ plain tensors, the same on every rank to the last bit.
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from functools import partial
 from typing import Any, cast
 
@@ -22,6 +23,7 @@ from ..dispatch import backend_for
 from ..matrix_view import MatrixView, like_weight
 from ..power_iteration import estimate
 from ..recomputation import at_run_time
+from ..state import write as write
 from ..torch_any_device import Matrix, in_dtype_of, nonzero
 from .composite import without_autocast
 from .shards import Layout, Shards, plain
@@ -82,13 +84,18 @@ def normalize(access: Access) -> Normalized:
     return Normalized(_sharded_as(weight, shard_sn), u, v, sigma, is_written=True)
 
 
+def normalize_together(accesses: Sequence[Access]) -> list[Normalized]:
+    """:func:`normalize` of each."""
+    return [normalize(access) for access in accesses]
+
+
 def _at_run_time(access: Access) -> Access:
     """The access in plain tensors; what compiled code asks for before it knows is decided here."""
     u, v, step = plain(access.u), plain(access.v), access.step
     if isinstance(step, Replay):
         step = Replay(plain(step.sigma))
     elif isinstance(step, Iterate) and step.live is not None:
-        state = State(u, v, plain(step.live.sigma).to(u.dtype))
+        state = State(u, v, plain(step.live[2]).to(u.dtype))
         due = None if step.due is None else plain(step.due)
         is_due = due is None or bool(due)
         (u, v, _), step = at_run_time(state, step, [], None, is_due)
@@ -161,7 +168,7 @@ class _Rescaled(torch.autograd.Function):
             dense, _ = layout.in_memory(shard)
             grad = like_weight(grad, dense, view, layout.dim)
             call = GradientCall(grad, dense, view, u, v, sigma)
-            grad_shard = torch_any_device.gradient(call, layout.sum)
+            grad_shard = torch_any_device.rescale_backward(call, layout.sum)
         return None, None, None, None, grad_shard
 
 
