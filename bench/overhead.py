@@ -37,7 +37,7 @@ def layers_of_an_access(layer: nn.Module) -> dict[str, Callable[[], object]]:
     call = Call(dense, view, access.u, access.v, access.step, weight.dtype)
     constant = access._replace(weight=dense)
     return {
-        "the operations": partial(backend_for(weight).normalize, call),
+        "the operations": partial(backend_for(weight).normalize, *call),
         "and dispatch, layout": lambda: normalize(constant),
         "and the autograd node": lambda: normalize(access),
         "and the state": lambda: parametrization.forward(weight),

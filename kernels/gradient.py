@@ -7,7 +7,6 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from ..ops.calls import GradientCall
 from ..ops.matrix_view import MatrixView
 from . import launch
 from .config import DOT_BLOCK, DOT_PROGRAMS, apply_tile, ceil_div, hidden_factor, small_tile, warps
@@ -15,9 +14,10 @@ from .rescale_backward import grad_apply, grad_dot
 from .small import rescale_backward_small
 
 
-def rescale_backward(call: GradientCall) -> Tensor:
+def rescale_backward(
+    grad: Tensor, weight: Tensor, view: MatrixView, u: Tensor, v: Tensor, sigma: Tensor
+) -> Tensor:
     """As :class:`snorm_triton.ops.backend.Backend` says, of one weight."""
-    grad, weight, view, u, v, sigma = call
     out = torch.empty_like(weight)
     inputs: dict[str, Any] = {
         "grad_ptr": grad,

@@ -7,7 +7,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from ..ops.calls import Call, Iterate, Normalized, Replay, State
+from ..ops.calls import Iterate, Normalized, Replay, State, Step
 from ..ops.matrix_view import MatrixView
 from . import launch
 from .config import (
@@ -30,9 +30,10 @@ from .rescale import replay
 from .small import normalize_small
 
 
-def normalize(call: Call) -> Normalized:
+def normalize(
+    weight: Tensor, view: MatrixView, u: Tensor, v: Tensor, step: Step, dtype: torch.dtype
+) -> Normalized:
     """W / sigma of one weight, as :class:`snorm_triton.ops.backend.Backend` says."""
-    weight, view, u, v, step, dtype = call
     if isinstance(step, Replay):
         return replay(weight, view, State(u, v, step.sigma), dtype)
     out = torch.empty_like(weight, dtype=dtype)

@@ -39,7 +39,7 @@ TYPES = {
     torch.float16: tl.float16,
     torch.bfloat16: tl.bfloat16,
 }
-C = TypeVar("C")
+C = TypeVar("C", bound=tuple[Any, ...])
 R = TypeVar("R")
 
 
@@ -55,11 +55,11 @@ def grouped(
     calls: Sequence[C],
     kind: Callable[[C], Hashable],
     together: Callable[[Sequence[C]], Sequence[R]],
-    alone: Callable[[C], R],
+    alone: Callable[..., R],
 ) -> list[R]:
     """The results of ``calls`` in their order: those of a kind together, those of None alone."""
     if len(calls) == 1:
-        return [alone(calls[0])]
+        return [alone(*calls[0])]
     alike: dict[Hashable, list[int]] = {}
     for i, call in enumerate(calls):
         alike.setdefault(kind(call), []).append(i)
@@ -67,7 +67,7 @@ def grouped(
     for each, members in alike.items():
         chosen = [calls[i] for i in members]
         is_one_launch = each is not None and len(members) > 1
-        of_kind = together(chosen) if is_one_launch else [alone(call) for call in chosen]
+        of_kind = together(chosen) if is_one_launch else [alone(*call) for call in chosen]
         results.update(zip(members, of_kind, strict=True))
     return [results[i] for i in range(len(calls))]
 

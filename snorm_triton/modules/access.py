@@ -37,24 +37,26 @@ class ConstrainedList(ParametrizationList):
 
     def forward(self) -> Tensor:
         """The tensor, parametrized."""
-        compiles = torch.compiler.is_compiling()
-        is_watched = self.watched is not None and not compiles
-        if is_watched:
-            handed_out = self._handed_out
-            if handed_out is not None and handed_out[0]._version != handed_out[1]:
-                self._forget()
-                warn(self, str(self.watched))
-        parametrized = self._parametrized(compiles)
-        if is_watched:
-            self.__dict__["_handed_out"] = _version_of(parametrized, self._handed_out)
+        if torch.compiler.is_compiling():
+            return self._parametrized(compiles=True)
+        known = self.__dict__  # past Module's attribute lookup
+        if known.get("watched") is None:
+            return self._parametrized()
+        handed_out = known.get("_handed_out")
+        if handed_out is not None and handed_out[0]._version != handed_out[1]:
+            self._forget()
+            warn(self, known["watched"])
+        parametrized = self._parametrized()
+        known["_handed_out"] = _version_of(parametrized, handed_out)
         return parametrized
 
     def _parametrized(self, compiles: bool = False) -> Tensor:
-        original = self._parameters.get("original")  # past Module's attribute lookup
-        if original is not None and len(self._modules) == 1:
-            only: Any = self._modules["0"]
+        known = self.__dict__
+        original, parametrizations = known["_parameters"].get("original"), known["_modules"]
+        if original is not None and len(parametrizations) == 1:
+            only: Any = parametrizations["0"]
             if not _has_hooks(only) and isinstance(only, Parametrization):
-                return only.while_compiling(original) if compiles else only.while_running(original)
+                return only.constrain(original, compiles)
         return super().forward()
 
     def right_inverse(self, value: Tensor) -> None:
@@ -145,7 +147,7 @@ def watches(module: nn.Module) -> bool:
 
 def _version_of(tensor: Tensor, last: Version | None) -> Version | None:
     """That of a plain tensor, None of one that has none; ``last`` is another, of its device."""
-    if type(tensor) is not Tensor or torch.is_inference_mode_enabled():
+    if type(tensor) is not Tensor:
         return None
     counter = tensor.detach()
     try:

@@ -73,8 +73,9 @@ class Rescale(EagerFunction):  # type: ignore[misc]
         given = grads if len(grads) == 1 else [grad for grad in grads if grad is not None]
         watched = torch.compiler.is_compiling() or functorch.taken_of(given)
         if len(grads) == 1 and not watched and not torch.is_grad_enabled():
-            call = _call(ctx.estimates[0], grads[0])
-            return None, ctx.backend.rescale_backward(call)
+            weight, version, view, dim, u, v, sigma = ctx.estimates[0]
+            grad = _laid_out(grads[0], weight, version, view, dim)
+            return None, ctx.backend.rescale_backward(grad, weight, view, u, v, sigma)
         used = [i for i, grad in enumerate(grads) if grad is not None]
         estimates, weights = ([each[i] for i in used] for each in (ctx.estimates, ctx.weights))
         grad_weights: Iterator[Tensor]
@@ -126,16 +127,20 @@ def rescale_backward(
     backend: Backend, estimates: Sequence[Estimate], grads: Sequence[Tensor]
 ) -> Sequence[Tensor]:
     """The gradients of the weights, from those of the normalized weights."""
-    return backend.rescale_backward_together(list(map(_call, estimates, grads)))
+    calls = []
+    for (weight, version, view, dim, u, v, sigma), grad in zip(estimates, grads, strict=True):
+        grad = _laid_out(grad, weight, version, view, dim)
+        calls.append(GradientCall(grad, weight, view, u, v, sigma))
+    return backend.rescale_backward_together(calls)
 
 
-def _call(estimate: Estimate, grad: Tensor) -> GradientCall:
-    weight, version, view, dim, u, v, sigma = estimate
+def _laid_out(grad: Tensor, weight: Tensor, version: int, view: MatrixView, dim: int) -> Tensor:
+    """``grad`` as the weight lies, which is what it was in the forward."""
     if weight._version != version:
         raise _modified(weight)
-    if grad.stride() != weight.stride() or grad.is_neg() or grad.layout != torch.strided:
-        grad = like_weight(grad, weight, view, dim)
-    return GradientCall(grad, weight, view, u, v, sigma)
+    if grad.stride() == weight.stride() and grad.layout == torch.strided and not grad.is_neg():
+        return grad
+    return like_weight(grad, weight, view, dim)
 
 
 def _transformed_gradient(grad: Tensor, weight: Tensor, estimate: Estimate) -> Tensor:

@@ -8,14 +8,23 @@ from typing import Protocol
 import torch
 from torch import Tensor
 
-from .calls import Call, GradientCall, Normalized
+from .calls import Call, GradientCall, Normalized, Step
+from .matrix_view import MatrixView
 
 
 class Backend(Protocol):
     """Never synchronizes with the host, but where the weight is in the host's own memory."""
 
-    def normalize(self, call: Call) -> Normalized:
-        """W / sigma, fresh.
+    def normalize(
+        self,
+        weight: Tensor,
+        view: MatrixView,
+        u: Tensor,
+        v: Tensor,
+        step: Step,
+        dtype: torch.dtype,
+    ) -> Normalized:
+        """W / sigma of one weight, as a :class:`.calls.Call` has it: fresh.
 
         An iteration whose sigma is zero or not finite leaves u and v as they were; its sigma says
         which it was. A zero sigma divides by 1.
@@ -27,7 +36,15 @@ class Backend(Protocol):
     def rescale(self, weight: Tensor, sigma: Tensor, dtype: torch.dtype) -> Tensor:
         """``weight / sigma`` in ``dtype`` and the dense weight's layout."""
 
-    def rescale_backward(self, call: GradientCall) -> Tensor:
+    def rescale_backward(
+        self,
+        grad: Tensor,
+        weight: Tensor,
+        view: MatrixView,
+        u: Tensor,
+        v: Tensor,
+        sigma: Tensor,
+    ) -> Tensor:
         """``(grad - <grad, W_sn> u v^T) / sigma`` of a real weight."""
 
     def rescale_backward_together(self, calls: Sequence[GradientCall]) -> list[Tensor]:

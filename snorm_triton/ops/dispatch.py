@@ -100,7 +100,7 @@ def place(weight: Tensor, dim: int, backend: str) -> tuple[Backend, Tensor, Matr
     if weight.is_neg() or weight.is_conj():
         weight = weight.resolve_conj().resolve_neg()
     kind = weight.device, weight.dtype, type(weight), backend, DEFAULT_BACKEND
-    chosen, view = _place(weight.shape, weight.stride(), dim, kind)
+    chosen, view = _place(weight.shape, weight.stride(), dim, *kind)
     if view is None:
         weight, view = in_matrix_layout(weight, dim)
     return chosen, weight, view
@@ -108,7 +108,7 @@ def place(weight: Tensor, dim: int, backend: str) -> tuple[Backend, Tensor, Matr
 
 @lru_cache(maxsize=4096)
 def _place(
-    shape: torch.Size, stride: tuple[int, ...], dim: int, kind: Any
+    shape: torch.Size, stride: tuple[int, ...], dim: int, *kind: Any
 ) -> tuple[Backend, MatrixView | None]:
     return _backend_for(*kind), view_of(tuple(shape), stride, dim)
 

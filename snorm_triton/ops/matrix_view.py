@@ -62,6 +62,8 @@ class MatrixView:
             return weight.as_strided((self.M, self.Q), (self.Q, 1))
         if self.Q == 1:
             return weight.as_strided((self.M, self.P), (1, self.M))
+        if weight.shape == (self.P, self.M, self.Q) and weight.is_contiguous():
+            return weight
         return weight.as_strided((self.P, self.M, self.Q), (self.M * self.Q, self.Q, 1))
 
 

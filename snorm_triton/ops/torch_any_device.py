@@ -10,7 +10,7 @@ from collections.abc import Callable, Sequence
 import torch
 from torch import Tensor
 
-from .calls import Call, GradientCall, Normalized
+from .calls import Call, GradientCall, Normalized, Step
 from .matrix_view import MatrixView
 from .power_iteration import estimate
 
@@ -39,9 +39,10 @@ class Matrix:
         return torch.vdot(u, self.matvec(v))
 
 
-def normalize(call: Call) -> Normalized:
+def normalize(
+    weight: Tensor, view: MatrixView, u: Tensor, v: Tensor, step: Step, dtype: torch.dtype
+) -> Normalized:
     """As :class:`snorm_triton.ops.backend.Backend` says."""
-    weight, view, u, v, step, dtype = call
     wide = in_dtype_of(weight, u)
     state = estimate(Matrix(wide, view), u, v, step)
     return Normalized(rescale(wide, state.sigma, dtype), *state)
@@ -49,7 +50,7 @@ def normalize(call: Call) -> Normalized:
 
 def normalize_together(calls: Sequence[Call], apart: bool = False) -> list[Normalized]:
     """As :class:`snorm_triton.ops.backend.Backend` says."""
-    return [normalize(call) for call in calls]
+    return [normalize(*call) for call in calls]
 
 
 def rescale(weight: Tensor, sigma: Tensor, dtype: torch.dtype) -> Tensor:
@@ -59,17 +60,22 @@ def rescale(weight: Tensor, sigma: Tensor, dtype: torch.dtype) -> Tensor:
 
 def rescale_backward_together(calls: Sequence[GradientCall]) -> list[Tensor]:
     """As :class:`snorm_triton.ops.backend.Backend` says."""
-    return [rescale_backward(call) for call in calls]
+    return [rescale_backward(*call) for call in calls]
 
 
 def rescale_backward(
-    call: GradientCall, sum_over_shards: Callable[[Tensor], Tensor] | None = None
+    grad: Tensor,
+    weight: Tensor,
+    view: MatrixView,
+    u: Tensor,
+    v: Tensor,
+    sigma: Tensor,
+    sum_over_shards: Callable[[Tensor], Tensor] | None = None,
 ) -> Tensor:
     """As :class:`snorm_triton.ops.backend.Backend` says.
 
     Of a shard too: then ``sum_over_shards`` adds up what it takes.
     """
-    grad, weight, view, u, v, sigma = call
     divisor = nonzero(sigma)
     wide_grad = in_dtype_of(grad, u)
     inner = torch.dot(view.flat(in_dtype_of(weight, u)), view.flat(wide_grad))

@@ -16,7 +16,7 @@ from torch.linalg import vector_norm
 from torch.nn import Parameter
 
 from . import tiles
-from .calls import Call, Evaluate, GradientCall, Iterate, Normalized, Replay
+from .calls import Call, Evaluate, GradientCall, Iterate, Normalized, Replay, Step
 from .huge_pages import LARGE, huge_pages_like
 from .matrix_view import MatrixView
 from .power_iteration import norm as exact_norm
@@ -36,9 +36,10 @@ def takes(device: torch.device, dtype: torch.dtype, kind: type[Tensor]) -> bool:
     return device.type == "cpu" and kind in (Tensor, Parameter) and not dtype.is_complex
 
 
-def normalize(call: Call) -> Normalized:
+def normalize(
+    weight: Tensor, view: MatrixView, u: Tensor, v: Tensor, step: Step, dtype: torch.dtype
+) -> Normalized:
     """As :class:`snorm_triton.ops.backend.Backend` says."""
-    weight, view, u, v, step, dtype = call
     if type(step) is Iterate:
         u, v, sigma, number = _iterate(weight, view, u, v, step.n)
     elif type(step) is Evaluate:
@@ -52,7 +53,7 @@ def normalize(call: Call) -> Normalized:
 
 def normalize_together(calls: Sequence[Call], apart: bool = False) -> list[Normalized]:
     """As :class:`snorm_triton.ops.backend.Backend` says."""
-    return [normalize(call) for call in calls]
+    return [normalize(*call) for call in calls]
 
 
 def rescale(weight: Tensor, sigma: Tensor, dtype: torch.dtype) -> Tensor:
@@ -73,12 +74,13 @@ def _divide(weight: Tensor, sigma: Tensor, number: float, dtype: torch.dtype) ->
 
 def rescale_backward_together(calls: Sequence[GradientCall]) -> list[Tensor]:
     """As :class:`snorm_triton.ops.backend.Backend` says."""
-    return [rescale_backward(call) for call in calls]
+    return [rescale_backward(*call) for call in calls]
 
 
-def rescale_backward(call: GradientCall) -> Tensor:
+def rescale_backward(
+    grad: Tensor, weight: Tensor, view: MatrixView, u: Tensor, v: Tensor, sigma: Tensor
+) -> Tensor:
     """As :class:`snorm_triton.ops.backend.Backend` says."""
-    grad, weight, view, u, v, sigma = call
     dtype, divisor = weight.dtype, sigma.item()
     if not grad.dtype == dtype == u.dtype:
         weight, grad = _widened(weight, u.dtype), _widened(grad, u.dtype)
@@ -118,7 +120,9 @@ def _iterate(weight: Tensor, view: MatrixView, u: Tensor, v: Tensor, n: int) -> 
     moved = False
     for _ in range(n):
         if is_small and operand.dtype == v.dtype:
-            t = _unit_(torch.mv(operand, v))
+            t = torch.mv(operand, v)
+            length, number = _norm(t)
+            t = t.div_(length) if number != 0 else start_like(t)
             s = torch.mv(operand.mT, t)
         else:
             t, s = _products(operand, v)
@@ -148,14 +152,9 @@ def _products(operand: Tensor, v: Tensor) -> tuple[Tensor, Tensor]:
             return t.div_(length), s.div_(length)
     else:
         t = tiles.product(operand, v)
-    t = _unit_(t)
+        length, number = _norm(t)
+    t = t.div_(length) if number != 0 else start_like(t)
     return t, tiles.transposed_product(operand, t)
-
-
-def _unit_(t: Tensor) -> Tensor:
-    """``t`` divided by its length; where it is zero, a vector that few weights take to zero."""
-    length, number = _norm(t)
-    return start_like(t) if number == 0 else t.div_(length)
 
 
 def _add_outer(

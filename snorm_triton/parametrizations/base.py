@@ -29,7 +29,7 @@ class Prepared(Protocol):
 class Parametrization(nn.Module):
     """A constraint on one tensor, for ``torch.nn.utils.parametrize.register_parametrization``.
 
-    A subclass computes the tensor in :meth:`while_running`; where it says so in :meth:`access`,
+    A subclass computes the tensor in :meth:`constrain`; where it says so in :meth:`access`,
     those of a whole model are computed together, by :meth:`compute`. Its persistent buffers and its
     parameters are its state: copied, moved, saved, and loaded all or none.
     """
@@ -43,17 +43,11 @@ class Parametrization(nn.Module):
 
     def forward(self, weight: Tensor) -> Tensor:
         """The constrained tensor, of the weight's shape and memory layout."""
-        if torch.compiler.is_compiling():
-            return self.while_compiling(weight)
-        return self.while_running(weight)
+        return self.constrain(weight, torch.compiler.is_compiling())
 
-    def while_running(self, weight: Tensor) -> Tensor:
-        """As :meth:`forward`, where nothing compiles."""
+    def constrain(self, weight: Tensor, compiles: bool) -> Tensor:
+        """As :meth:`forward`; ``compiles``: where torch.compile or torch.export traces."""
         raise NotImplementedError
-
-    def while_compiling(self, weight: Tensor) -> Tensor:
-        """As :meth:`forward`, where torch.compile or torch.export traces."""
-        return self.while_running(weight)
 
     def access(self, weight: Tensor, checkpoints: Checkpoints | None) -> Access | None:
         """What an access to ``weight`` computes here and now; None where only ``forward`` can."""

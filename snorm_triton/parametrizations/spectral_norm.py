@@ -94,22 +94,15 @@ class SpectralNormParametrization(SingularVectors):
         """Whether an access in this mode iterates where one is due."""
         return (self.training or self.options.power_iter_on_eval) and evaluations.depth == 0
 
-    def while_compiling(self, weight: Tensor) -> Tensor:
-        """``weight / sigma``, where torch.compile or torch.export traces."""
+    def constrain(self, weight: Tensor, compiles: bool) -> Tensor:
+        """``weight / sigma``, of the weight's shape, dtype and memory layout."""
         if weight.ndim == 1:
             return self._divide_by_length(weight)
-        prepared = self.prepared
+        prepared = self.__dict__.get("prepared")  # past Module's attribute lookup
         if prepared is not None and prepared.serves(weight, self):
-            return prepared.hand_over(weight, self)
-        return self._normalize(weight, modes.compiling(weight), None)
-
-    def while_running(self, weight: Tensor) -> Tensor:
-        """``weight / sigma``, where nothing compiles."""
-        if weight.ndim == 1:
-            return self._divide_by_length(weight)
-        prepared = self.prepared
-        if prepared is not None and prepared.serves(weight, self):
-            return prepared.hand_over(weight, self)
+            return prepared.hand_over(weight, self)  # type: ignore[no-any-return]
+        if compiles:
+            return self._normalize(weight, modes.compiling(weight), None)
         if recomputation.is_possible() or not torch.is_grad_enabled():
             checkpoints = recomputation.around()
             with unseen():
@@ -134,14 +127,15 @@ class SpectralNormParametrization(SingularVectors):
 
     def access(self, weight: Tensor, checkpoints: recomputation.Checkpoints | None) -> Access:
         """What an access to a ``weight`` of two dimensions or more computes here and now."""
-        if self._drawn is not None:
+        known = self.__dict__  # past Module's attribute lookup
+        if known.get("_drawn") is not None:
             self._wake(weight)
-        buffers: Any = self._buffers  # read past Module's attribute lookup
+        buffers, options = known["_buffers"], known["options"]
         u, v, sigma = buffers["_u"], buffers["_v"], buffers["_sigma"]
         if u.requires_grad or v.requires_grad or sigma.requires_grad:  # given by functional_call
             u, v, sigma = u.detach(), v.detach(), sigma.detach()
         (u, v, _), step = choose(self, weight, (u, v, sigma), checkpoints)
-        options, dtype = self.options, weight.dtype
+        dtype = weight.dtype
         if dtype.itemsize < 4:
             dtype = state_dtype(weight)
         return Access(

@@ -147,8 +147,8 @@ def run_every_launcher(
     for small in (config.SMALL, 0):
         with mock.patch.object(config, "SMALL", small):
             for call in calls:
-                backend.normalize(call)
-            backend.rescale_backward(gradient)
+                backend.normalize(*call)
+            backend.rescale_backward(*gradient)
     backend.rescale(weight, sigma, dtype)
     for call in calls:
         is_live = isinstance(call.step, Iterate) and call.step.live is not None

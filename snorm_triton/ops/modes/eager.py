@@ -25,8 +25,8 @@ def normalize(access: Access) -> Normalized:
         return Normalized((weight * 1).to(dtype), u, v, u.new_zeros(()))
     backend, dense, view = place(weight, dim, name)
     data = dense.detach()
-    call = Call(data, view, u, v, step, dtype)
-    normalized = without_autocast(weight.device.type, backend.normalize, call)
+    call = data, view, u, v, step, dtype
+    normalized = without_autocast(weight.device.type, backend.normalize, *call)
     if not (weight.requires_grad and torch.is_grad_enabled()):
         return normalized
     weight_sn, u, v, sigma, is_written = normalized

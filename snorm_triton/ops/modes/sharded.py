@@ -18,7 +18,7 @@ from torch.distributed.tensor import DTensor, Shard
 from ...torch_internals.autograd import foreach_copy_
 from .. import torch_any_device
 from ..autograd import differentiable_sigma, gradient_in_torch, outer
-from ..calls import Access, GradientCall, Iterate, Normalized, Replay, State
+from ..calls import Access, Iterate, Normalized, Replay, State
 from ..dispatch import backend_for
 from ..matrix_view import MatrixView, like_weight
 from ..power_iteration import estimate
@@ -167,8 +167,8 @@ class _Rescaled(torch.autograd.Function):
         else:
             dense, _ = layout.in_memory(shard)
             grad = like_weight(grad, dense, view, layout.dim)
-            call = GradientCall(grad, dense, view, u, v, sigma)
-            grad_shard = torch_any_device.rescale_backward(call, layout.sum)
+            of_shard = grad, dense, view, u, v, sigma
+            grad_shard = torch_any_device.rescale_backward(*of_shard, layout.sum)
         return None, None, None, None, grad_shard
 
 
