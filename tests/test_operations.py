@@ -183,3 +183,23 @@ def test_empty_weights_stay_empty(shape, backend):
     ours = spectral_normalize(weight, u, v, backend=backend)
     (ours.weight_sn.sum() + ours.sigma).backward()
     assert ours.weight_sn.shape == weight.grad.shape == shape
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+@pytest.mark.parametrize(
+    "shape",
+    [(1000000, 1), (100000, 1), (1000000, 8), (1, 1000000), (8, 1000000), (2, 100000, 4)],
+    ids=str,
+)
+def test_long_sums_keep_their_digits(shape, dtype):
+    weight = torch.rand(shape, dtype=torch.float64).to(dtype)  # which one singular value outweighs
+    dim = shape.index(max(shape))
+    matrix = weight.double().movedim(dim, -1).flatten(0, -2)
+    expected = torch.linalg.eigvalsh(matrix @ matrix.mT)[-1].sqrt()
+    for rows in {dim, shape.index(min(shape))}:
+        sizes = weight.shape[rows], weight.numel() // weight.shape[rows]
+        if rows != dim and weight.ndim > 2:
+            continue  # another matrix
+        u, v = (F.normalize(torch.ones(size), dim=0) for size in sizes)
+        ours = spectral_normalize(weight, u, v, dim=rows, n_power_iterations=12, backend="torch")
+        assert abs(ours.sigma.double() / expected - 1) < 2e-6

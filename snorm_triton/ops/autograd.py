@@ -15,6 +15,8 @@ from .calls import GradientCall
 from .matrix_view import MatrixView, like_weight
 from .torch_any_device import in_dtype_of, nonzero
 
+backwards = 0  # through weights that were normalized, so far
+
 
 class Estimate(NamedTuple):
     """What was taken for the spectral norm of a dense weight, read as a matrix along ``dim``.
@@ -136,6 +138,8 @@ def rescale_backward(
 
 def _laid_out(grad: Tensor, weight: Tensor, version: int, view: MatrixView, dim: int) -> Tensor:
     """``grad`` as the weight lies, which is what it was in the forward."""
+    global backwards
+    backwards += 1
     if weight._version != version:
         raise _modified(weight)
     if grad.stride() == weight.stride() and grad.layout == torch.strided and not grad.is_neg():

@@ -17,7 +17,7 @@ from .torch_any_device import matvec, matvec_transposed
 ELEMENTS = 2**18  # of a tile at most: 1 MiB of float32 stays in a processor's own cache
 # Of a sum in float32 at most, which a library takes one after another across lines of memory, and
 # in many parts along one: beyond, what counts is lost.
-SUMMANDS = 2**11
+SUMMANDS = 2**10
 ALONG = 2**16
 CACHE = 32 * 2**20  # bytes that the processors' shared cache may hold
 
@@ -68,12 +68,15 @@ def both_products(operand: Tensor, v: Tensor) -> tuple[Tensor, Tensor] | None:
         return None
     if is_whole(operand, v.dtype) and fits_cache(operand):
         return None
-    t, s = v.new_empty(len(operand)), v.new_zeros(len(v), dtype=torch.float64)
+    t = v.new_empty(len(operand))
+    sums: list[Tensor] = []
     for tile, rows, _ in tiles(operand):
+        if rows.start >= len(sums) * SUMMANDS:
+            sums.append(torch.zeros_like(v))
         block = operand[tile].to(v.dtype)
         torch.mv(block, v, out=t[rows])
-        s += torch.mv(block.mT, t[rows])
-    return t, s.to(v.dtype)
+        sums[-1].addmv_(block.mT, t[rows])
+    return t, sums[0] if len(sums) == 1 else torch.stack(sums).double().sum(0).to(v.dtype)
 
 
 def tiles(operand: Tensor) -> Iterator[tuple[Any, slice, slice]]:

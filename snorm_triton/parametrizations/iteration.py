@@ -35,7 +35,9 @@ def choose(
     if checkpoints is None:  # whether it is due, or recomputed, it will see as it runs
         due = parametrization._buffers.get("_due")
         return live, Iterate(options.n_power_iterations, live, due)
-    is_due = options.power_iter == "access" or updates.is_due(parametrization, weight)
-    if backward_id() != -1 or not is_due:
-        return live, Replay(live[2].to(state_dtype(weight)))
-    return live, Iterate(options.n_power_iterations, live)
+    if backward_id() == -1:
+        if options.power_iter == "access" or updates.is_due(parametrization, weight):
+            return live, Iterate(options.n_power_iterations, live)
+        if not updates.notices_all(parametrization):
+            return live, Evaluate(options.eps)
+    return live, Replay(live[2].to(state_dtype(weight)))

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import replace
 from typing import Any, Unpack
+from weakref import ReferenceType
 
 import torch
 from torch import Tensor
@@ -55,7 +56,9 @@ class SpectralNormParametrization(SingularVectors):
 
     _due: Tensor  # of policy "update": whether the next access of compiled code iterates
     _updated_for: tuple[object, ...] | None = None  # what the last iteration was of
-    transient = (*SingularVectors.transient, "_updated_for")
+    # An own tensor of that iteration's graph, and how many backwards there were by then.
+    _graph: tuple[ReferenceType[Tensor], int]
+    transient = (*SingularVectors.transient, "_updated_for", "_graph")
     follows_steps_alone = False  # the weight is a new temporary at each access
 
     def __init__(
@@ -165,7 +168,7 @@ class SpectralNormParametrization(SingularVectors):
             if self.prepared is not None and self.prepared.outlives_forward:
                 known["prepared"] = None
             if self.options.power_iter == "update":
-                updates.has_iterated(self, access.weight)
+                updates.has_iterated(self, access.weight, output.u)
         elif type(access.step) is Evaluate and not functorch.active():
             known["_evaluated"] = output.sigma.detach(), version(self._sigma)
             if self.options.cache_evaluation and self._outlives(access.weight):

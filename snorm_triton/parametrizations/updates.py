@@ -7,12 +7,13 @@ it is.
 from __future__ import annotations
 
 from typing import Any, Protocol, cast
-from weakref import WeakSet
+from weakref import WeakSet, ref
 
 import torch
 from torch import Tensor
 from torch.optim.optimizer import register_optimizer_step_post_hook
 
+from ..ops import autograd
 from ..ops.dispatch import is_sharded
 from ..ops.fingerprint import fingerprint
 from ..ops.state import overwrite
@@ -65,16 +66,30 @@ def is_due(parametrization: Any, weight: Tensor) -> bool:
     return bool(now != last)
 
 
-def has_iterated(parametrization: Any, weight: Tensor) -> None:
-    """Note that an access has iterated on the weight as it is now."""
-    parametrization.__dict__["_updated_for"] = _now(parametrization, weight)
+def notices_all(parametrization: Any) -> bool:
+    """Whether a change of the weight would have been noticed since the last iteration.
+
+    One through ``.data`` shows in a sample of the memory, which is read on a CPU alone: a GPU would
+    be waited for. There none is made as long as a graph of that iteration waits for its backward.
+    """
+    if parametrization.follows_steps_alone or parametrization._updated_for[-1] is not None:
+        return True
+    used, backwards = parametrization._graph
+    return used() is not None and backwards == autograd.backwards
+
+
+def has_iterated(parametrization: Any, weight: Tensor, u: Tensor) -> None:
+    """Note that an access has iterated on the weight as it is now; its graph holds ``u``."""
+    known = parametrization.__dict__
+    known["_updated_for"] = _now(parametrization, weight)
+    known["_graph"] = ref(u), autograd.backwards
     overwrite([parametrization.due], [torch.zeros_like(parametrization.due)])
 
 
 def _now(parametrization: Any, weight: Tensor) -> tuple[object, ...]:
     """What an iteration now would be of."""
     if parametrization.follows_steps_alone or "_is_fsdp_managed_module" in parametrization.__dict__:
-        return (steps,)
+        return (steps, True)
     if functorch.active():
         weight = functorch.plain(weight)
     local = cast(Any, weight).to_local() if is_sharded(weight) else weight
@@ -84,6 +99,6 @@ def _now(parametrization: Any, weight: Tensor) -> tuple[object, ...]:
         memory_of(local),
         local.storage_offset(),
         local.stride(),
-        fingerprint(local),
         memory_of(parametrization._u),  # functional_call may bring another
+        fingerprint(local) or (b"" if local is not weight else None),
     )
