@@ -15,78 +15,94 @@ from torch import Tensor
 from .torch_any_device import matvec, matvec_transposed
 
 ELEMENTS = 2**18  # of a tile at most: 1 MiB of float32 stays in a processor's own cache
-# Of a sum in float32 at most, which a library takes one after another across lines of memory, and
-# in many parts along one: beyond, what counts is lost.
-SUMMANDS = 2**10
-ALONG = 2**16
+# Of a sum in float32 at most, which a library takes one after another across lines of memory, in
+# several parts of a batch, and in many along a line: beyond, what counts is lost.
+SUMMANDS, BATCHED, ALONG = 2**8, 2**11, 2**16
 CACHE = 32 * 2**20  # bytes that the processors' shared cache may hold
 
 
-def is_whole(operand: Tensor, dtype: torch.dtype) -> bool:
-    """Whether a library's products of the whole in ``dtype`` are as good, and faster."""
-    if operand.dtype != dtype:
+def is_small(operand: Tensor) -> bool:
+    """Whether W is a matrix of which no sum is long, nor anything more than a tile."""
+    if operand.ndim == 3 or operand.numel() > ELEMENTS:
         return False
-    m, q = _longest(operand)
-    return operand.shape[-2] <= m and operand.shape[-1] <= q
-
-
-def _longest(operand: Tensor) -> tuple[int, int]:
-    """How many rows may be summed over, and how many columns, or of (P, M, Q) how many of Q."""
-    if operand.is_contiguous():
-        return SUMMANDS, ALONG if operand.shape[-2] > 1 else SUMMANDS
-    return ALONG, SUMMANDS  # a matrix whose columns are contiguous
-
-
-def fits_cache(operand: Tensor) -> bool:
-    """Whether reading it twice costs the memory nothing."""
-    return operand.nbytes <= CACHE
+    rows, columns = operand.shape
+    return rows <= SUMMANDS and (columns <= SUMMANDS or (rows > 1 and operand.is_contiguous()))
 
 
 def product(operand: Tensor, v: Tensor) -> Tensor:
     """``W v``, for ``v`` of shape (N,) in memory column order."""
     if is_whole(operand, v.dtype):
-        return matvec(operand, v)
+        if operand.ndim == 3:
+            return matvec(operand, v)
+        is_along = operand.is_contiguous() and len(operand) > 1
+        return torch.mv(operand, v) if is_along else _across(operand.mT, v)
     t = v.new_zeros(operand.shape[-2], dtype=torch.float64)
     for tile, rows, columns in tiles(operand):
-        t[rows] += matvec(operand[tile].to(v.dtype), v[columns])
+        t[rows] += product(operand[tile].to(v.dtype), v[columns])
     return t.to(v.dtype)
 
 
 def transposed_product(operand: Tensor, u: Tensor) -> Tensor:
     """``W^T u`` in memory column order, for ``u`` of shape (M,)."""
     if is_whole(operand, u.dtype):
-        return matvec_transposed(operand, u)
+        if operand.ndim == 3:
+            return matvec_transposed(operand, u)
+        return _across(operand, u) if operand.is_contiguous() else torch.mv(operand.mT, u)
     s = u.new_zeros(operand.numel() // len(u), dtype=torch.float64)
     for tile, rows, columns in tiles(operand):
-        s[columns] += matvec_transposed(operand[tile].to(u.dtype), u[rows])
+        s[columns] += transposed_product(operand[tile].to(u.dtype), u[rows])
     return s.to(u.dtype)
 
 
 def both_products(operand: Tensor, v: Tensor) -> tuple[Tensor, Tensor] | None:
     """``W v`` and ``W^T W v`` of one reading; None where that is no gain or rows are too long."""
-    if operand.ndim != 2 or not operand.is_contiguous() or operand.shape[1] > _longest(operand)[1]:
+    is_whole = operand.dtype == v.dtype and operand.nbytes <= CACHE
+    if is_whole or operand.ndim != 2 or not operand.is_contiguous() or operand.shape[1] > ALONG:
         return None
-    if is_whole(operand, v.dtype) and fits_cache(operand):
-        return None
-    t = v.new_empty(len(operand))
-    sums: list[Tensor] = []
+    t, sums, taken = v.new_empty(len(operand)), [torch.zeros_like(v)], 0
     for tile, rows, _ in tiles(operand):
-        if rows.start >= len(sums) * SUMMANDS:
-            sums.append(torch.zeros_like(v))
         block = operand[tile].to(v.dtype)
         torch.mv(block, v, out=t[rows])
-        sums[-1].addmv_(block.mT, t[rows])
-    return t, sums[0] if len(sums) == 1 else torch.stack(sums).double().sum(0).to(v.dtype)
+        taken += len(block)
+        if taken <= SUMMANDS:
+            sums[-1].addmv_(block.mT, t[rows])
+        else:
+            sums.append(_across(block, t[rows]))
+            taken = len(block)
+    return t, torch.stack(sums).double().sum(0).to(v.dtype)
+
+
+def is_whole(operand: Tensor, dtype: torch.dtype) -> bool:
+    """Whether products in ``dtype`` need not be taken of a tile at a time."""
+    if operand.dtype != dtype:
+        return False
+    if operand.ndim == 3:
+        return operand.shape[1] <= BATCHED and operand.shape[2] <= ALONG
+    return operand.shape[operand.is_contiguous()] <= ALONG
+
+
+def _across(lines: Tensor, x: Tensor) -> Tensor:
+    """``x^T`` times a matrix whose rows are contiguous."""
+    count, size = lines.shape
+    if count <= SUMMANDS:
+        return torch.mv(lines.mT, x)
+    end = count // SUMMANDS * SUMMANDS
+    parts = lines[:end].view(-1, SUMMANDS, size)
+    total = torch.bmm(x[:end].view(-1, 1, SUMMANDS), parts).double().sum(0).view(-1)
+    if end < count:
+        total += torch.mv(lines[end:].mT, x[end:])
+    return total.to(x.dtype)
 
 
 def tiles(operand: Tensor) -> Iterator[tuple[Any, slice, slice]]:
     """Neighbors in memory: where they are in the operand, which rows and which columns."""
     P, M, Q = operand.shape if operand.ndim == 3 else (1, *operand.shape)
-    m_size, q_size = map(min, (M, Q), _longest(operand))
     if operand.is_contiguous():
-        m_size = min(m_size, max(1, ELEMENTS // q_size))
-    else:
-        q_size = min(q_size, max(1, ELEMENTS // m_size))
+        q_size = min(Q, ALONG)
+        m_size = min(M, max(1, ELEMENTS // q_size), BATCHED if P > 1 else ELEMENTS)
+    else:  # a matrix whose columns are contiguous
+        m_size = min(M, ALONG)
+        q_size = min(Q, max(1, ELEMENTS // m_size))
     p_size = max(1, ELEMENTS // (M * Q)) if (m_size, q_size) == (M, Q) else 1
     for p in range(0, P, p_size):
         for m in range(0, M, m_size):
