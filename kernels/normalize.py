@@ -7,13 +7,14 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from ..ops.calls import Iterate, Normalized, Replay, State, Step
+from ..ops.calls import Evaluate, Iterate, Normalized, Replay, State, Step
 from ..ops.matrix_view import MatrixView
 from . import launch
 from .config import (
     SHARE_COLUMNS,
     SHARE_ROWS,
     VECTOR_BLOCK,
+    SmallTile,
     ceil_div,
     chunk_tile,
     finish_block,
@@ -38,11 +39,7 @@ def normalize(
         return replay(weight, view, State(u, v, step.sigma), dtype)
     out = torch.empty_like(weight, dtype=dtype)
     fresh = State(torch.empty_like(u), torch.empty_like(v), u.new_empty(()))
-    n, eps, live = 0, 0.0, None
-    if isinstance(step, Iterate):
-        n, live = step.n, step.live
-    else:
-        eps = step.eps
+    live = step.live if isinstance(step, Iterate) else None
     # The live state gets the same values; where there is none the fresh is written twice.
     live_u, live_v, live_sigma = live or fresh
     arguments = {
@@ -61,24 +58,36 @@ def normalize(
     with launch.on_device_of(weight):
         tile = small_tile(view.M, view.N, u.element_size(), launch.warp_size(u.device))
         if tile is not None:
-            normalize_small[(1,)](
-                **arguments,
-                u_ptr=u,
-                v_ptr=v,
-                n_power_iterations=n,
-                eps=eps,
-                **launch.layout_of(view, view.N),
-                ITERATES=n > 0,
-                BLOCK_M=tile.BLOCK_M,
-                BLOCK_N=tile.BLOCK_N,
-                num_warps=tile.num_warps,
-                **launch.ROUNDING,
-            )
-        elif n > 0:
-            _iterate(view, u, v, n, arguments)
+            _in_one_launch(view, u, v, step, arguments, tile)
+        elif isinstance(step, Iterate):
+            _iterate(view, u, v, step.n, arguments)
         else:
-            _estimate(weight, view, u, v, eps, out, *fresh)
+            _estimate(weight, view, u, v, step.eps, out, *fresh)
     return Normalized(out, *fresh, is_written=live is not None)
+
+
+def _in_one_launch(
+    view: MatrixView,
+    u: Tensor,
+    v: Tensor,
+    step: Iterate | Evaluate,
+    arguments: dict[str, Any],
+    tile: SmallTile,
+) -> None:
+    n, eps = (step.n, 0.0) if isinstance(step, Iterate) else (0, step.eps)
+    normalize_small[(1,)](
+        **arguments,
+        u_ptr=u,
+        v_ptr=v,
+        n_power_iterations=n,
+        eps=eps,
+        **launch.layout_of(view, view.N),
+        ITERATES=n > 0,
+        BLOCK_M=tile.BLOCK_M,
+        BLOCK_N=tile.BLOCK_N,
+        num_warps=tile.num_warps,
+        **launch.ROUNDING,
+    )
 
 
 def _estimate(
@@ -139,7 +148,7 @@ def _iterate(
 ) -> None:
     """Three launches each iteration; the last writes the normalized weight too."""
     weight, out = arguments["weight_ptr"], arguments["out_ptr"]
-    M, N, numel = view.M, view.N, weight.numel()
+    M, N = view.M, view.N
     itemsize, lanes = u.element_size(), launch.warp_size(u.device)
     capacity = M * out.element_size() // itemsize  # rows of N that the output holds
     if holds_whole_rows(view.P, view.Q, view.K, itemsize):
@@ -150,49 +159,57 @@ def _iterate(
     # The shares of s lie in the output's memory: it is written only once they have been read.
     partial = out if programs <= capacity else u.new_empty(programs, N)
     scratch = u.new_empty(M + N + 2 * (programs + column_blocks))
+    shares = {"partial_ptr": partial, "scratch_ptr": scratch, "M": M, "N": N, **launch.ROUNDING}
     for iteration in range(n_power_iterations):
-        is_last = iteration == n_power_iterations - 1
         power[(programs,)](
+            **shares,
             weight_ptr=weight,
             v_ptr=v,
-            partial_ptr=partial,
-            scratch_ptr=scratch,
-            M=M,
-            N=N,
             C=view.C,
             **launch.layout_of(view, N),
             R=tile.R,
             BLOCK_N=tile.BLOCK_N,
             num_warps=tile.num_warps,
-            **launch.ROUNDING,
         )
         reduce_partials[(column_blocks,)](
-            partial_ptr=partial,
-            scratch_ptr=scratch,
+            **shares,
             programs=programs,
-            M=M,
-            N=N,
             FACTOR=hidden_factor(N),
             BLOCK=SHARE_COLUMNS,
             ROWS=SHARE_ROWS,
             num_warps=warps(SHARE_ROWS * SHARE_COLUMNS, itemsize, lanes),
-            **launch.ROUNDING,
         )
-        elements, block = (numel, finish_block(itemsize)) if is_last else (max(M, N), VECTOR_BLOCK)
-        finish_iteration[(ceil_div(elements, block),)](
-            **arguments,
-            scratch_ptr=scratch,
-            u_ptr=u,
-            v_ptr=v,
-            programs=programs,
-            numel=numel,
-            FACTOR=hidden_factor(numel),
-            K=view.K,
-            RESCALES=is_last,
-            BLOCK=block,
-            VECTOR_BLOCK=VECTOR_BLOCK,
-            SHARE_COLUMNS=SHARE_COLUMNS,
-            num_warps=warps(block, itemsize, lanes),
-            **launch.ROUNDING,
-        )
+        is_last = iteration == n_power_iterations - 1
+        _finish(view, u, v, arguments, scratch, programs, is_last)
         u, v = arguments["new_u_ptr"], arguments["new_v_ptr"]
+
+
+def _finish(
+    view: MatrixView,
+    u: Tensor,
+    v: Tensor,
+    arguments: dict[str, Any],
+    scratch: Tensor,
+    programs: int,
+    rescales: bool,
+) -> None:
+    numel, itemsize, lanes = view.M * view.N, u.element_size(), launch.warp_size(u.device)
+    elements, block = max(view.M, view.N), VECTOR_BLOCK
+    if rescales:
+        elements, block = numel, finish_block(itemsize)
+    finish_iteration[(ceil_div(elements, block),)](
+        **arguments,
+        scratch_ptr=scratch,
+        u_ptr=u,
+        v_ptr=v,
+        programs=programs,
+        numel=numel,
+        FACTOR=hidden_factor(numel),
+        K=view.K,
+        RESCALES=rescales,
+        BLOCK=block,
+        VECTOR_BLOCK=VECTOR_BLOCK,
+        SHARE_COLUMNS=SHARE_COLUMNS,
+        num_warps=warps(block, itemsize, lanes),
+        **launch.ROUNDING,
+    )

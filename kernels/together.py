@@ -178,14 +178,13 @@ def _iterate(memory: Memory, n_power_iterations: int, dtype: torch.dtype, is_liv
         "R": tile.R,
         **launch.ROUNDING,
     }
+    of_all = {"state_ptr": state, "WEIGHT_TYPE": TYPES[dtype], "PERMUTES": table.permutes}
     for iteration in range(n_power_iterations):
         foreach_power[power](
             **arguments,
+            **of_all,
             partial_ptr=shares,
-            state_ptr=state,
-            WEIGHT_TYPE=TYPES[dtype],
             GOES_ON=iteration > 0,
-            PERMUTES=table.permutes,
             BLOCK_N=tile.BLOCK_N,
             num_warps=tile.num_warps,
         )
@@ -198,14 +197,12 @@ def _iterate(memory: Memory, n_power_iterations: int, dtype: torch.dtype, is_liv
         )
         foreach_finish[finish](
             **arguments,
+            **of_all,
             out_ptr=out,
-            state_ptr=state,
-            WEIGHT_TYPE=TYPES[dtype],
             GOES_ON=iteration > 0,
             RESCALES=iteration == n_power_iterations - 1,
             LIVE=is_live,
             BLOCK=ELEMENTWISE_BLOCK,
-            PERMUTES=table.permutes,
             VECTOR_BLOCK=VECTOR_BLOCK,
             SHARE_COLUMNS=SHARE_COLUMNS,
         )
