@@ -44,6 +44,13 @@ def conv_transpose2d() -> nn.Module:
 
 
 LAYERS = (
+    # Of which the host's time is all: what torch's hook does in few operations.
+    Case("Linear 32-16", lambda: nn.Linear(32, 16)),
+    Case("Conv1d 1-4 k7", lambda: nn.Conv1d(1, 4, 7)),
+    Case("Conv2d 64-64 k3 groups 64", lambda: nn.Conv2d(64, 64, 3, groups=64)),
+    Case("ConvTranspose1d 32-16 k4", lambda: nn.ConvTranspose1d(32, 16, 4)),
+    Case("Embedding 100-16", lambda: nn.Embedding(100, 16)),
+    Case("Conv2d 64-64 k3", lambda: nn.Conv2d(64, 64, 3)),
     Case("Linear 1024-1", lambda: nn.Linear(1024, 1)),
     Case("Linear 1024-1024", lambda: nn.Linear(1024, 1024), compiled=True),
     Case("Linear 4096-4096", lambda: nn.Linear(4096, 4096), compiled=True),

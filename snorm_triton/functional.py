@@ -59,8 +59,8 @@ def spectral_normalize(
         ``weight_sn`` (shape S, the weight's layout), the new ``u`` and ``v``, and
         ``sigma`` (shape (), the dtype of ``u``). A zero weight gives a zero ``weight_sn``,
         ``sigma`` 0 and the gradient of ``weight_sn`` as that of the weight; a non-finite one shows
-        in ``weight_sn`` and ``sigma``; both return u and v as they came. A weight that is not zero
-        but takes v exactly to zero is taken for a zero one: divided by 1.
+        in ``weight_sn`` and ``sigma``; both return u and v as they came. Where a weight that is not
+        zero takes v exactly to zero, the iteration goes on from another vector.
 
     Raises:
         ValueError: an argument of the wrong shape or dtype, or a backend that cannot run.

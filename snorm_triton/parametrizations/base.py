@@ -10,7 +10,7 @@ from typing import Any, ClassVar, Protocol
 import torch
 from torch import Tensor, nn
 
-from ..ops.calls import Access, Normalized
+from ..ops.calls import Access, Normalized, State
 from ..ops.recomputation import Checkpoints
 
 
@@ -40,6 +40,7 @@ class Parametrization(nn.Module):
     # What torch's hooks call their state, after the tensor's name; and which of ours it is.
     suffixes: ClassVar[tuple[str, ...]] = ("_u", "_v")
     aliases: ClassVar[dict[str, str]] = {}
+    owner: object  # of what checkpoints keep: the parametrization, but no copy of it
 
     def forward(self, weight: Tensor) -> Tensor:
         """The constrained tensor, of the weight's shape and memory layout."""
@@ -60,6 +61,23 @@ class Parametrization(nn.Module):
 
     def settle(self, access: Access, output: Normalized) -> None:
         """Note what an access took, once its results are written."""
+
+    @property
+    def iterates(self) -> bool:
+        """Whether an access in this mode changes the state where a change is due."""
+        return False
+
+    def output_dtype(self, weight: Tensor) -> torch.dtype:
+        """The dtype that an access to ``weight`` returns here and now."""
+        return weight.dtype
+
+    def state_now(self) -> tuple[object, ...]:
+        """What tells the state from any other that it will have."""
+        return ()
+
+    def again(self, weight: Tensor, state: State) -> Tensor:
+        """What an access to ``weight`` that took ``state`` returned, differentiable anew."""
+        raise NotImplementedError
 
     def refresh(self, weight: Tensor, n_power_iterations: int) -> None:
         """Bring the state in line with ``weight`` as it is now, in place."""

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import sys
 from types import FrameType
-from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -16,6 +15,7 @@ from ..torch_internals import functorch
 from ..torch_internals.autograd import backward_id
 from ..torch_internals.storage import memory_of, version
 from . import updates
+from .base import Parametrization
 
 
 class TracedWeight:
@@ -24,7 +24,7 @@ class TracedWeight:
     outlives_forward = False
 
     def __init__(
-        self, weight: Tensor, weight_sn: Tensor, parametrization: Any, model: nn.Module
+        self, weight: Tensor, weight_sn: Tensor, parametrization: Parametrization, model: nn.Module
     ) -> None:
         self.weight = weight
         self.weight_sn = weight_sn
@@ -32,7 +32,7 @@ class TracedWeight:
         self.is_training = parametrization.training
         self.with_grad = torch.is_grad_enabled()
 
-    def serves(self, weight: Tensor, parametrization: Any) -> bool:
+    def serves(self, weight: Tensor, parametrization: Parametrization) -> bool:
         """Whether an access to ``weight`` here gets this."""
         return (
             torch.compiler.is_compiling()
@@ -42,7 +42,7 @@ class TracedWeight:
             and (self.with_grad or not torch.is_grad_enabled())
         )
 
-    def hand_over(self, weight: Tensor, parametrization: Any) -> Tensor:
+    def hand_over(self, weight: Tensor, parametrization: Parametrization) -> Tensor:
         """The normalized weight: the compiler orders what is done with it."""
         return self.weight_sn
 
@@ -54,7 +54,7 @@ class PreparedWeight:
         self,
         weight: Tensor,
         normalized: Normalized,
-        parametrization: Any,
+        parametrization: Parametrization,
         forward: FrameType | None = None,
     ) -> None:
         self.weight = weight
@@ -68,7 +68,7 @@ class PreparedWeight:
         self.conditions = self._conditions(weight, parametrization)
         self.with_grad = torch.is_grad_enabled()
 
-    def _conditions(self, weight: Tensor, parametrization: Any) -> tuple[object, ...]:
+    def _conditions(self, weight: Tensor, parametrization: Parametrization) -> tuple[object, ...]:
         return (
             version(weight),
             memory_of(weight),
@@ -79,10 +79,10 @@ class PreparedWeight:
             updates.steps,
             backward_id(),  # a recomputation inside a backward is no access
             # An evaluation that outlives its forward: of u and v, too.
-            self.forward is not None or parametrization.vectors_now(),
+            self.forward is not None or parametrization.state_now(),
         )
 
-    def serves(self, weight: Tensor, parametrization: Any) -> bool:
+    def serves(self, weight: Tensor, parametrization: Parametrization) -> bool:
         """Whether an access to ``weight`` here and now gets this."""
         is_grad_enabled = torch.is_grad_enabled()
         return (
@@ -97,7 +97,7 @@ class PreparedWeight:
             and streams.is_capturing(weight.device) == self.is_captured
         )
 
-    def hand_over(self, weight: Tensor, parametrization: Any) -> Tensor:
+    def hand_over(self, weight: Tensor, parametrization: Parametrization) -> Tensor:
         """The normalized weight, for whatever the current stream does with it."""
         if self.stream is not None:
             streams.hand_over(self.stream, self.weight_sn, *self.state)
@@ -106,7 +106,7 @@ class PreparedWeight:
             recomputation.replay(around, parametrization.owner)  # what was kept here: it is this
             recomputation.keep(around, parametrization.owner, self.state)
         if functorch.active():  # to which its graph is unknown
-            return parametrization.rescaled(weight, self.state)  # type: ignore[no-any-return]
+            return parametrization.again(weight, self.state)
         return self.weight_sn if torch.is_grad_enabled() else self.weight_sn.detach()
 
 

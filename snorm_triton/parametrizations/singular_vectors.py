@@ -149,8 +149,8 @@ class SingularVectors(Parametrization):
         drawn = {name: self._identity(name) for name in names}
         self._drawn = drawn or None
 
-    def vectors_now(self) -> tuple[object, ...]:
-        """Which u and v they are."""
+    def state_now(self) -> tuple[object, ...]:
+        """Which u and v they are, and their versions."""
         return tuple(self._identity(name) for name in self._vectors())
 
     def _identity(self, name: str) -> tuple[Any, int]:

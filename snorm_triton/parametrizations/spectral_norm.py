@@ -186,7 +186,7 @@ class SpectralNormParametrization(SingularVectors):
             and "_is_fsdp_managed_module" not in self.__dict__
         )
 
-    def rescaled(self, weight: Tensor, state: State) -> Tensor:
+    def again(self, weight: Tensor, state: State) -> Tensor:
         """``weight / sigma`` for a state that is known, differentiable in ``weight``."""
         options, dtype = self.options, self.output_dtype(weight)
         access = Access(
