@@ -21,14 +21,6 @@ SUMMANDS, BATCHED, ALONG = 2**8, 2**11, 2**16
 CACHE = 32 * 2**20  # bytes that the processors' shared cache may hold
 
 
-def is_small(operand: Tensor) -> bool:
-    """Whether W is a matrix of which no sum is long, nor anything more than a tile."""
-    if operand.ndim == 3 or operand.numel() > ELEMENTS:
-        return False
-    rows, columns = operand.shape
-    return rows <= SUMMANDS and (columns <= SUMMANDS or (rows > 1 and operand.is_contiguous()))
-
-
 def product(operand: Tensor, v: Tensor) -> Tensor:
     """``W v``, for ``v`` of shape (N,) in memory column order."""
     if is_whole(operand, v.dtype):

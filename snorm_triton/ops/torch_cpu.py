@@ -116,7 +116,7 @@ def _iterate(weight: Tensor, view: MatrixView, u: Tensor, v: Tensor, n: int) -> 
     operand = view.operand(weight) if is_plain else _operand(weight, view, u.dtype)
     if view.K != 1:
         v = view.columns_to_memory(v)
-    is_small = tiles.is_small(operand)
+    is_small = operand.ndim == 2 and max(operand.shape) <= tiles.SUMMANDS
     moved = False
     for _ in range(n):
         if is_small and operand.dtype == v.dtype:
