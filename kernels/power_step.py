@@ -34,11 +34,14 @@ def store_part(parts_ptr, part, parts, scale, square):
 def or_start(t, m, M):
     """t of rows m; where all of them are zero, next to nothing of a vector to go on from.
 
-    Beside rows that are not zero it does not count. Where none is, W takes v to zero, and the
-    iteration goes on from that vector, the one of :func:`..ops.power_iteration.start_like`.
+    Beside rows that are not zero it does not count: it is some of the smallest numbers there are.
+    Where none is, W takes v to zero, and the iteration goes on from that vector, the one of
+    :func:`..ops.power_iteration.start_like`.
     """
     fraction = (m + 1).to(tl.uint32) * 2654435769  # of multiples of the golden ratio
-    start = (fraction.to(t.dtype) * (2.0**-31) - 1.0) * (2.0**-120)
+    start = ((fraction >> 24).to(tl.int32) - 128).to(t.dtype) * (2.0**-100) * (2.0**-49)
+    if t.dtype == tl.float64:
+        start = start * (2.0**-900)
     is_zero = tl.max((t != 0).to(tl.int32), axis=0) == 0  # NaN is not
     return tl.where(is_zero & (m < M), start, t)
 

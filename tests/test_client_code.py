@@ -317,3 +317,35 @@ def test_fold_bakes_in_whatever_made_them():
 def test_public_functions_have_docs():
     for name in ("fold", "patch_torch", "checkpoint_contexts", "left_out"):
         assert "Example:" in getattr(snorm_triton, name).__doc__
+
+
+def test_a_replaced_forward_is_called():
+    layer = spectral_norm(nn.Linear(6, 4))
+    parametrization = layer.parametrizations.weight[0]
+    original = parametrization.forward
+    parametrization.forward = lambda weight: 2 * original(weight)
+    assert norm(layer.eval().weight) == pytest.approx(2, rel=0.1)
+
+
+def test_a_gradient_that_is_missing_stays_missing():
+    class Stops(torch.autograd.Function):
+        @staticmethod
+        def forward(ctx, x):
+            return x.clone()
+
+        @staticmethod
+        def backward(ctx, grad):
+            return None
+
+    layer = spectral_norm(nn.Linear(6, 4))
+    Stops.apply(layer.weight).sum().backward()
+    assert layer.weight_orig.grad is None
+
+
+def test_nothing_of_a_transform_is_kept():
+    layer = spectral_norm(nn.Linear(6, 4)).eval()
+    weights = {"parametrizations.weight.original": torch.randn(5, 4, 6)}
+    x = torch.ones(1, 6)
+    layer(x)
+    torch.func.vmap(lambda each: torch.func.functional_call(layer, each, (x,)))(weights)
+    assert layer.parametrizations.weight._handed_out is None

@@ -184,6 +184,26 @@ def test_a_weight_that_takes_v_to_zero_is_gone_on_with_from_another_vector(shape
     assert torch.allclose(torch.stack([u.norm(), v.norm()]), torch.ones(2, dtype=wide))
 
 
+@pytest.mark.parametrize("scale", [1e-30, 1e-36])
+def test_rows_of_zeros_do_not_count_beside_tiny_ones(scale, backend, relative_error):
+    weight = torch.randn(300, 200) * scale
+    weight[40:] = 0
+    u, v = (F.normalize(torch.randn(size), dim=0) for size in (300, 200))
+    ours = spectral_normalize(weight, u, v, backend=backend)
+    expected = reference.spectral_normalize(weight, u, v)
+    assert relative_error(ours.sigma, expected.sigma) < 1e-4
+    assert relative_error(ours.weight_sn, expected.weight_sn) < 1e-4
+    assert relative_error(ours.u, expected.u) < 1e-4
+
+
+def test_a_constant_weight_that_takes_v_to_zero_is_normalized(backend):
+    u, v = (F.normalize(torch.tensor([1.0, -1.0]), dim=0) for _ in range(2))
+    for _ in range(2):
+        ours = spectral_normalize(torch.ones(2, 2), u, v, backend=backend)
+        u, v = ours.u, ours.v
+    assert torch.allclose(ours.sigma, torch.tensor(2.0))
+
+
 def test_a_pruned_weight_is_normalized_again(backend):
     layer = spectral_norm(nn.Linear(2, 2, bias=False), backend=backend)
     original = layer.parametrizations.weight.original

@@ -14,6 +14,7 @@ from torch import Tensor, nn
 from torch.nn.utils.parametrize import ParametrizationList
 
 from ..parametrizations.base import Parametrization, evaluating
+from ..torch_internals import functorch
 from ..torch_internals.parametrize import is_caching
 from .lost_changes import warn
 
@@ -55,8 +56,9 @@ class ConstrainedList(ParametrizationList):
         original, parametrizations = known["_parameters"].get("original"), known["_modules"]
         if original is not None and len(parametrizations) == 1:
             only: Any = parametrizations["0"]
-            if not _has_hooks(only) and isinstance(only, Parametrization):
-                return only.constrain(original, compiles)
+            is_ours = getattr(type(only), "forward", None) is Parametrization.forward
+            if is_ours and not _has_hooks(only) and "forward" not in only.__dict__:
+                return only.constrain(original, compiles)  # type: ignore[no-any-return]
         return super().forward()
 
     def right_inverse(self, value: Tensor) -> None:
@@ -147,12 +149,12 @@ def watches(module: nn.Module) -> bool:
 
 def _version_of(tensor: Tensor, last: Version | None) -> Version | None:
     """That of a plain tensor, None of one that has none; ``last`` is another, of its device."""
-    if type(tensor) is not Tensor:
+    if type(tensor) is not Tensor or functorch.is_wrapped(tensor):
         return None
     counter = tensor.detach()
     try:
         if tensor.nbytes > _SMALL:
             counter.data = tensor.new_empty(0) if last is None or last[0].numel() else last[0]
         return counter, counter._version
-    except RuntimeError:  # a transform of torch.func refuses, or the tensor is one of inference
+    except RuntimeError:  # a tensor of inference
         return None

@@ -61,8 +61,7 @@ class Rescale(EagerFunction):  # type: ignore[misc]
         computed: tuple[Backend, Sequence[Estimate], Sequence[Tensor]],
         *weights: Tensor,
     ) -> tuple[Tensor, ...]:
-        if len(weights) > 1:  # a single one that is missing is a gradient of zero
-            ctx.set_materialize_grads(False)
+        ctx.set_materialize_grads(False)
         # Kept here rather than with save_for_backward: the node serves many layers, and a backward
         # through some of them must leave it whole for the others. It holds no memory but u, v and
         # the copy of a weight that is not dense.
@@ -72,6 +71,8 @@ class Rescale(EagerFunction):  # type: ignore[misc]
 
     @staticmethod
     def backward(ctx: Any, *grads: Any) -> Any:
+        if len(grads) == 1 and grads[0] is None:
+            return None, None
         given = grads if len(grads) == 1 else [grad for grad in grads if grad is not None]
         watched = torch.compiler.is_compiling() or functorch.taken_of(given)
         if len(grads) == 1 and not watched and not torch.is_grad_enabled():

@@ -22,10 +22,11 @@ def fingerprint(tensor: Tensor) -> bytes | None:
         return None
     size = tensor.element_size()
     try:
-        address, count = tensor.data_ptr(), tensor.numel()
+        storage, count = tensor.untyped_storage().data_ptr(), tensor.numel()
     except RuntimeError:  # of a transform, or a tensor that torch traces, which has no memory
         return None
-    if address == 0 or (not tensor.is_contiguous() and not _is_dense(tensor)):
+    address = storage + int(tensor.storage_offset()) * size
+    if storage == 0 or (not tensor.is_contiguous() and not _is_dense(tensor)):
         return None
     if count <= _PLACES:
         return ctypes.string_at(address, count * size)

@@ -51,11 +51,11 @@ def _iterate(linear_map: LinearMap, u: Tensor, v: Tensor, n: int) -> State:
 def start_like(t: Tensor) -> Tensor:
     """A unit vector to go on from in place of ``t = W v`` where that is zero.
 
-    Multiples of the golden ratio modulo 1, centered, which have no pattern that a weight could
-    have: W^T takes them to zero where it takes all, and next to nowhere else.
+    Multiples of the golden ratio modulo 1, centered, in eight bits: they have no pattern that a
+    weight could have, so that W^T takes them to zero where it takes all, and next to nowhere else.
     """
-    numbers = torch.arange(1, len(t) + 1, device=t.device)
-    spread = (numbers * GOLDEN_RATIO).remainder(2**32).to(t.dtype) / 2**31 - 1
+    numbers = torch.arange(1, t.shape[0] + 1, device=t.device)
+    spread = ((numbers * GOLDEN_RATIO).remainder(2**32) // 2**24 - 128).to(t.dtype)
     return spread / norm(spread).to(t.dtype)
 
 

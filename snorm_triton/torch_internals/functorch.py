@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
 from contextlib import nullcontext
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -19,7 +20,8 @@ def _never(*args: object) -> bool:
 _MODULE = "torch._C._functorch"
 _transforms_active = private("torch._C", "_are_functorch_transforms_active", _never)
 _no_transforms = private("torch._C", "_DisableFuncTorch", nullcontext)
-_is_wrapped = private(_MODULE, "is_functorch_wrapped_tensor", _never)
+is_wrapped: Any = private(_MODULE, "is_functorch_wrapped_tensor", _never)
+"""Whether a tensor is what a transform has made of one."""
 _is_batched = private(_MODULE, "is_batchedtensor", _never)
 _is_legacy_batched = private(_MODULE, "is_legacy_batchedtensor", _never)
 _level_of = private(_MODULE, "maybe_get_level")
@@ -59,7 +61,7 @@ def write(buffers: Sequence[Tensor], values: Sequence[Tensor]) -> None:
 
 def plain(tensor: Tensor) -> Tensor:
     """The tensor below all transforms, of the samples of every ``vmap`` together."""
-    while _takes_apart and _is_wrapped(tensor):
+    while _takes_apart and is_wrapped(tensor):
         tensor = _unwrapped(tensor)
     return tensor
 
@@ -67,7 +69,7 @@ def plain(tensor: Tensor) -> Tensor:
 def _memory_of(tensor: Tensor) -> tuple[Tensor, list[int]]:
     """As :func:`plain`, with the axes of every ``vmap`` in front, and their levels."""
     batched = []
-    while _takes_apart and _is_wrapped(tensor):
+    while _takes_apart and is_wrapped(tensor):
         if _is_batched(tensor):
             batched.append((_level_of(tensor), _axis_of(tensor)))
         tensor = _unwrapped(tensor)

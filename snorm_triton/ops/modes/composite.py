@@ -7,6 +7,7 @@ form of each, and exporters and tracers, whose programs hold no others.
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from functools import lru_cache
 from typing import Any, TypeVar
 
 import torch
@@ -54,10 +55,13 @@ def rescale(
 
 def without_autocast(device_type: str, operation: Callable[..., R], *args: Any) -> R:
     """``operation(*args)`` in the dtypes of its arguments, whatever autocast says."""
-    if device_type != "meta" and torch.is_autocast_enabled(device_type):
+    if has_autocast(device_type) and torch.is_autocast_enabled(device_type):
         with torch.autocast(device_type, enabled=False):
             return operation(*args)
     return operation(*args)
+
+
+has_autocast = lru_cache(torch.amp.is_autocast_available)
 
 
 def _directions(

@@ -12,7 +12,7 @@ from ..backend import Backend
 from ..calls import Access, Call, Normalized, Replay
 from ..dispatch import place
 from ..state import write as write
-from .composite import rescale, without_autocast
+from .composite import has_autocast, rescale, without_autocast
 
 Node = tuple[int, Estimate, Tensor]  # of which result, and the weight that it is differentiable in
 BUCKET_BYTES = 25 * 2**20  # of weights; as DistributedDataParallel's buckets of gradients
@@ -25,8 +25,11 @@ def normalize(access: Access) -> Normalized:
         return Normalized((weight * 1).to(dtype), u, v, u.new_zeros(()))
     backend, dense, view = place(weight, dim, name)
     data = dense.detach()
-    call = data, view, u, v, step, dtype
-    normalized = without_autocast(weight.device.type, backend.normalize, *call)
+    call, kind = (data, view, u, v, step, dtype), data.device.type
+    if has_autocast(kind) and torch.is_autocast_enabled(kind):
+        normalized = without_autocast(kind, backend.normalize, *call)
+    else:
+        normalized = backend.normalize(*call)
     if not (weight.requires_grad and torch.is_grad_enabled()):
         return normalized
     weight_sn, u, v, sigma, is_written = normalized
