@@ -31,19 +31,19 @@ def store_part(parts_ptr, part, parts, scale, square):
 
 
 @triton.jit
-def or_start(t, m, M):
-    """t of rows m; where all of them are zero, next to nothing of a vector to go on from.
+def or_start(t, largest, m, M):
+    """t of rows m; where its ``largest`` magnitude is 0, next to nothing of a vector to go on from.
 
-    Beside rows that are not zero it does not count: it is some of the smallest numbers there are.
-    Where none is, W takes v to zero, and the iteration goes on from that vector, the one of
-    :func:`..ops.power_iteration.start_like`.
+    Beside rows that are not zero it does not count: it is 1, 2, 3, ... of the smallest number there
+    is, whose bits those are. Where none is, W takes v to zero, and the iteration goes on from that
+    vector, the one of :func:`..ops.power_iteration.start_like`.
     """
-    fraction = (m + 1).to(tl.uint32) * 2654435769  # of multiples of the golden ratio
-    start = ((fraction >> 24).to(tl.int32) - 128).to(t.dtype) * (2.0**-100) * (2.0**-49)
     if t.dtype == tl.float64:
-        start = start * (2.0**-900)
-    is_zero = tl.max((t != 0).to(tl.int32), axis=0) == 0  # NaN is not
-    return tl.where(is_zero & (m < M), start, t)
+        start = (m + 1).to(tl.int64).to(tl.float64, bitcast=True)
+    else:
+        start = (m + 1).to(tl.float32, bitcast=True)
+    # A sum, for a maximum drops NaN.
+    return tl.where(largest == 0, tl.where(m < M, t + start, t), t)
 
 
 @triton.jit
@@ -77,9 +77,11 @@ def power_rows(
         offset = weight_offset(m[:, None], n[None, :], M, N, Q, PLAIN)
         inside = (m < M)[:, None] & in_row[None, :]
         w = tl.load(weight_ptr + offset, mask=inside, other=0.0).to(acc)  # [R, BLOCK_N]
-        t = or_start(tl.sum(w * v[None, :], axis=1), m, M)  # [R]
+        t = tl.sum(w * v[None, :], axis=1)  # [R]
+        largest = tl.max(tl.abs(t), axis=0)
+        t = or_start(t, largest, m, M)
         tl.store(scratch_ptr + m, t, mask=m < M)
-        new_scale = tl.maximum(scale, power_of_two(tl.max(tl.abs(t), axis=0)))
+        new_scale = tl.maximum(scale, power_of_two(largest))
         shrink = scale * reciprocal_of_power(new_scale)
         t = t * reciprocal_of_power(new_scale)
         s = s * shrink + tl.sum(w * t[:, None], axis=0)
@@ -144,9 +146,10 @@ def row_block_products(
     """The ``block``-th R rows of t, and their share of s."""
     m = block * R + tl.arange(0, R)
     t = row_products(weight_ptr, v_ptr, m, M, N, C, Q, K, PLAIN, R, BLOCK_N)
-    t = or_start(t, m, M)
+    largest = tl.max(tl.abs(t), axis=0)
+    t = or_start(t, largest, m, M)
     tl.store(scratch_ptr + m, t, mask=m < M)
-    scale = power_of_two(tl.max(tl.abs(t), axis=0))
+    scale = power_of_two(largest)
     t = t * reciprocal_of_power(scale)
     for start in range(0, N, BLOCK_N):
         n = start + tl.arange(0, BLOCK_N)

@@ -58,7 +58,8 @@ def normalize_small(
     if ITERATES:
         sigma = tl.sum(tl.zeros([BLOCK_M], dtype=acc), axis=0)
         for _ in range(n_power_iterations):
-            t, _ = unit(or_start(tl.sum(w * v[None, :], axis=1), m, M))
+            t = tl.sum(w * v[None, :], axis=1)
+            t, _ = unit(or_start(t, tl.max(tl.abs(t), axis=0), m, M))
             s, sigma = unit(tl.sum(w * t[:, None], axis=0))
             good = (sigma > 0) & (sigma < float("inf"))
             u = tl.where(good, t, u)

@@ -10,8 +10,6 @@ from torch import Tensor
 
 from .calls import Iterate, Replay, State, Step
 
-GOLDEN_RATIO = 2654435769  # its fractional part, in units of 2**-32
-
 
 class LinearMap(Protocol):
     """W, read as a matrix of shape (M, N): a weight's own, or the sum of what many ranks hold."""
@@ -51,12 +49,10 @@ def _iterate(linear_map: LinearMap, u: Tensor, v: Tensor, n: int) -> State:
 def start_like(t: Tensor) -> Tensor:
     """A unit vector to go on from in place of ``t = W v`` where that is zero.
 
-    Multiples of the golden ratio modulo 1, centered, in eight bits: they have no pattern that a
-    weight could have, so that W^T takes them to zero where it takes all, and next to nowhere else.
+    Along 1, 2, 3, ...: neither a constant weight nor a centered one takes it to zero.
     """
-    numbers = torch.arange(1, t.shape[0] + 1, device=t.device)
-    spread = ((numbers * GOLDEN_RATIO).remainder(2**32) // 2**24 - 128).to(t.dtype)
-    return spread / norm(spread).to(t.dtype)
+    start = torch.arange(1, t.shape[0] + 1, device=t.device, dtype=t.real.dtype).to(t.dtype)
+    return start / norm(start).to(t.dtype)
 
 
 def unit(x: Tensor) -> tuple[Tensor, Tensor]:
