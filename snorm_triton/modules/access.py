@@ -55,10 +55,10 @@ class ConstrainedList(ParametrizationList):
         known = self.__dict__
         original, parametrizations = known["_parameters"].get("original"), known["_modules"]
         if original is not None and len(parametrizations) == 1:
-            only: Any = parametrizations["0"]
+            only: Parametrization = parametrizations["0"]
             is_ours = getattr(type(only), "forward", None) is Parametrization.forward
             if is_ours and not _has_hooks(only) and "forward" not in only.__dict__:
-                return only.constrain(original, compiles)  # type: ignore[no-any-return]
+                return only.constrain(original, compiles)
         return super().forward()
 
     def right_inverse(self, value: Tensor) -> None:

@@ -22,7 +22,7 @@ from ..torch_internals import functorch
 from ..torch_internals.checkpoints import unseen
 from ..torch_internals.storage import version
 from . import updates
-from .base import evaluations
+from .base import Prepared, evaluations
 from .iteration import choose
 from .options import OPTIONS, Options, SpectralNormOptions, check_dim, check_vectors
 from .prepared import PreparedWeight
@@ -101,9 +101,9 @@ class SpectralNormParametrization(SingularVectors):
         """``weight / sigma``, of the weight's shape, dtype and memory layout."""
         if weight.ndim == 1:
             return self._divide_by_length(weight)
-        prepared = self.__dict__.get("prepared")  # past Module's attribute lookup
+        prepared: Prepared | None = self.__dict__.get("prepared")  # past Module's attribute lookup
         if prepared is not None and prepared.serves(weight, self):
-            return prepared.hand_over(weight, self)  # type: ignore[no-any-return]
+            return prepared.hand_over(weight, self)
         if compiles:
             return self._normalize(weight, modes.compiling(weight), None)
         if recomputation.is_possible() or not torch.is_grad_enabled():

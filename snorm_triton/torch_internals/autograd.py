@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import Any
 
 import torch
@@ -9,7 +10,7 @@ from torch import Tensor
 
 from .door import private, without
 
-backward_id: Any = private(
+backward_id: Callable[[], int] = private(
     "torch._C",
     "_current_graph_task_id",
     without(
@@ -41,7 +42,7 @@ compiled_autograd_key: Any = private("torch.autograd", "Function._compiled_autog
 
 def in_backward() -> bool:
     """Whether this is inside a backward."""
-    return backward_id() != -1  # type: ignore[no-any-return]
+    return backward_id() != -1
 
 
 def _copy_each_(into: list[Tensor], values: list[Tensor]) -> None:
