@@ -55,8 +55,8 @@ def kernels_digest() -> str:
 
 @lru_cache
 def tree() -> dict[str, Any]:
-    """The commit that is checked out; unknown in a copy without git's folder."""
-    commit = git("rev-parse", "HEAD")
+    """The commit checked out; in a copy without git's folder the one that COMMIT names."""
+    commit = git("rev-parse", "HEAD") or os.environ.get("COMMIT")
     changes = git("status", "--porcelain", "--untracked-files=no")
     return {"commit": commit or "unknown", "uncommitted_changes": bool(changes)}
 

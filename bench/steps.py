@@ -9,7 +9,7 @@ from typing import NamedTuple
 
 # What a run leaves in its folder.
 LOG, STEPS, ROWS, TESTS = "log.txt", "steps.jsonl", "rows.jsonl", "tests.xml"
-OVERHEAD, PROFILE = "overhead.json", "profile.csv"
+OVERHEAD, DEVICE_TIME, PROFILE = "overhead.json", "device_time.jsonl", "profile.csv"
 
 WORKERS = min(12, os.cpu_count() or 1)
 # They import packages that may not be installed, and hold no test of a GPU.
@@ -117,11 +117,13 @@ def all_steps(settings: Settings) -> list[Step]:
     # Of a stand-in there is nothing to keep.
     kept = [] if settings.device else ["--results", "bench/results"]
     report = settings.python("bench.report", str(results), *kept)
+    kernels = settings.python("bench.device_time", "--jsonl", str(results / DEVICE_TIME))
     sanitizer = "compute-sanitizer"
     return [
         Step("tests", "every kernel against float64", tests_of(settings), 480, TESTS),
         Step("layers", "one weight, float32", bench(layers, *single, *eager), 300),
         Step("overhead", "the host's time of an access", host, 120, OVERHEAD),
+        Step("device-time", "the device's time, kernel by kernel", kernels, 180, DEVICE_TIME),
         Step("models", "all weights of a model", bench(models, "--dtype", "both", *eager), 300),
         Step("training", "a step of a GAN", bench("bench_training.py"), 180),
         Step("layers-bfloat16", "one weight, bfloat16", bench(layers, *half, *eager), 300),
