@@ -36,7 +36,7 @@ class FreshList(ConstrainedList):
     def forward(self) -> Tensor:
         """The tensor, parametrized."""
         if torch.compiler.is_compiling():
-            _settle(self)
+            self._settle()
             return super().forward()
         if is_tracing():
             aside(self.adopt)
@@ -62,6 +62,12 @@ class FreshList(ConstrainedList):
             refresh_list(self, WARM_UP_ITERATIONS)
         if shown:
             self.__dict__["_shown"] = shown
+
+    # A method, for torch 2.11 takes no module as the argument of a constant function.
+    @constant_while_compiling
+    def _settle(self) -> None:
+        """While compiling: adopt now, for the program reads the original."""
+        self.adopt()
 
     def _take_over(self, now: Tensor, before: Tensor) -> bool:
         is_new = (now != before) & ~(now.isnan() & before.isnan())
@@ -108,12 +114,6 @@ class FreshList(ConstrainedList):
     def __getstate__(self) -> dict[str, Any]:
         self.adopt()
         return super().__getstate__()
-
-
-@constant_while_compiling
-def _settle(parametrizations: FreshList) -> None:
-    """While compiling: adopt now, for the program reads the original."""
-    parametrizations.adopt()
 
 
 def constrain(module: nn.Module, name: str) -> None:
