@@ -83,6 +83,8 @@ def tests_of(settings: Settings) -> list[str]:
     return [
         *("env", "OMP_NUM_THREADS=1", *["TRITON_INTERPRET=1"] * on_cpu),
         *settings.pytest("-m", "interpreted" if on_cpu else "gpu", "-n", str(WORKERS)),
+        # It warns of several workers, and a warning is an error.
+        *("-p", "no:benchmark"),
         *("--junitxml", str(settings.results / TESTS), "--continue-on-collection-errors"),
         *(f"--ignore={path}" for path in NOT_OF_A_GPU),
     ]
