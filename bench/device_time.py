@@ -9,8 +9,9 @@ from __future__ import annotations
 import argparse
 import json
 from collections import defaultdict
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from functools import partial
+from itertools import chain
 from pathlib import Path
 from statistics import median, quantiles
 from typing import Any
@@ -33,35 +34,46 @@ WARM_UPS, ACCESSES = 5, 20
 
 def builders(setting: Setting, is_model: bool) -> dict[str, Callable[[], Run]]:
     """A copy of the weights moves what no normalization can do without; it has no backward."""
-    names = (PER_LAYER if is_model else OURS, FOREACH, NEW)
+    names = (FOREACH, PER_LAYER, NEW) if is_model else (OURS, NEW)
     accesses = {name: partial(access, setting, name) for name in names}
     return accesses if setting.backward else {COPY: partial(copy, setting), **accesses}
 
 
-def device_times(run: Run, device: torch.device) -> dict[str, Any]:
-    """Microseconds of an access: of all its kernels, and of each name, with the launches."""
+def device_times(runs: Mapping[str, Run], device: torch.device) -> dict[str, dict[str, Any]]:
+    """Microseconds of an access by each: of all its kernels, and of each by name."""
     cache = torch.zeros(CACHE_BYTES // 4, dtype=torch.int32, device=device)
+    turns = [name for _ in range(ACCESSES) for name in runs]
     for _ in range(WARM_UPS):
-        run()
+        for run in runs.values():
+            run()
     torch.cuda.synchronize()
     with profile(activities=[ProfilerActivity.CUDA]) as profiler:
-        for _ in range(ACCESSES):
+        for name in turns:
             cache.bitwise_not_()
-            run()
+            runs[name]()
         torch.cuda.synchronize()
-    kernels = [event for event in profiler.events() if event.device_type == DeviceType.CUDA]
-    kernels.sort(key=lambda event: event.time_range.start)
-    accesses: list[float] = []
+    accesses: list[list[Any]] = []
+    for event in sorted(profiler.events(), key=lambda event: event.time_range.start):
+        if event.device_type == DeviceType.CUDA:
+            if EVICTS in event.name:
+                accesses.append([])
+            else:
+                accesses[-1].append(event)
+    if len(accesses) != len(turns):
+        raise RuntimeError(f"the profiler saw {len(accesses)} of {len(turns)} accesses")
+    taken = list(zip(turns, accesses, strict=True))
+    return {name: summary([each for turn, each in taken if turn == name]) for name in runs}
+
+
+def summary(accesses: list[list[Any]]) -> dict[str, Any]:
+    """Of the kernels of each access: their time together, and that of each by name."""
+    totals = [sum(event.time_range.elapsed_us() for event in access) for access in accesses]
     by_name: dict[str, list[float]] = defaultdict(list)
-    for event in kernels:
-        if EVICTS in event.name:
-            accesses.append(0.0)
-            continue
-        accesses[-1] += event.time_range.elapsed_us()
+    for event in chain.from_iterable(accesses):
         by_name[event.name].append(event.time_range.elapsed_us())
-    quarter, _, three_quarters = quantiles(accesses, n=4)
+    quarter, _, three_quarters = quantiles(totals, n=4)
     return {
-        "median": median(accesses),
+        "median": median(totals),
         "quartiles": [quarter, three_quarters],
         "launches": sum(map(len, by_name.values())) / len(accesses),
         "kernels": {
@@ -79,7 +91,7 @@ def row_of(setting: Setting, is_model: bool) -> dict[str, Any]:
         "dtype": str(setting.dtype).removeprefix("torch."),
         "pass": "forward + backward" if setting.backward else "forward",
         "bytes": sum(weight.nbytes for weight in setting.weights()),
-        "variants": {name: device_times(run, setting.device) for name, run in runs.items()},
+        "variants": device_times(runs, setting.device),
         "errors": errors,
     }
 

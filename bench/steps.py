@@ -83,8 +83,7 @@ def tests_of(settings: Settings) -> list[str]:
     return [
         *("env", "OMP_NUM_THREADS=1", *["TRITON_INTERPRET=1"] * on_cpu),
         *settings.pytest("-m", "interpreted" if on_cpu else "gpu", "-n", str(WORKERS)),
-        # It warns of several workers, and a warning is an error.
-        *("-p", "no:benchmark"),
+        "--benchmark-disable",  # or pytest-benchmark 5.2 warns of workers, and that is an error
         *("--junitxml", str(settings.results / TESTS), "--continue-on-collection-errors"),
         *(f"--ignore={path}" for path in NOT_OF_A_GPU),
     ]

@@ -7,8 +7,9 @@ from typing import NamedTuple
 
 MAX_THREADS = 1024  # per program, on every target
 PERSISTENT_PROGRAMS = 132  # one for each multiprocessor of an H100
-TILE_BYTES = 65536  # of accumulators: the registers of 1024 threads hold no more beside the rest
+TILE_BYTES = 65536  # of accumulators: 128 for each of 512 threads
 WIDEST_ROW = 16384  # elements of a plain float32 row that one program can hold on chip
+SUMS_BYTES = 4096  # of shared memory that a program's sums take beside the tiles in flight
 SECTOR = 8  # float32 elements of the 32 bytes that memory moves at a time
 
 SMALL = 16384  # float32 elements that one program takes in one launch
@@ -37,6 +38,7 @@ class RowTile(NamedTuple):
     BLOCK_N: int
     programs: int
     num_warps: int
+    STAGES: int = 1  # tiles of a program in flight: those before the last wait in shared memory
 
 
 def ceil_div(a: int, b: int) -> int:
@@ -93,40 +95,57 @@ def small_tile(M: int, N: int, itemsize: int, warp_size: int) -> SmallTile | Non
     return SmallTile(block_m, block_n, min(256, max(128, elements // 16)) // warp_size)
 
 
-def row_tile(M: int, N: int, itemsize: int, warp_size: int, max_programs: int) -> RowTile:
+def threads_along(columns: int) -> int:
+    """Threads that stand along a row, a piece of 8 elements each.
+
+    Were they more, they would stand along several rows, and sums over rows would go through shared
+    memory, most of whose accesses meet in one bank: up to seven times the time of the kernel.
+    """
+    return max(64, min(512, columns // 8))
+
+
+def row_tile(
+    M: int,
+    N: int,
+    itemsize: int,
+    weight_itemsize: int,
+    warp_size: int,
+    shared_memory: int,
+    max_programs: int,
+) -> RowTile:
     """The tile of ``power_rows``: whole rows, persistent programs; the accumulator's itemsize.
 
-    A program's share of s is as large as a row, so programs are few and tiles are large: 64 of
-    64 KiB ask for as much memory at once as keeps it busy. Only short tiles are halved for more.
+    A program's share of s is as large as a row, and all shares are read again: programs are few.
     """
     block_n = max(16, next_power_of_two(N))
-    most = max(1, TILE_BYTES // itemsize // block_n)
-    least = min(16, max(1, most // 2))
-    rows = min(most, max(least, last_power_of_two(M // 64)))
+    threads = threads_along(block_n)
+    most = max(1, min(TILE_BYTES, 256 * threads) // itemsize // block_n)
+    rows = min(most, max(2, last_power_of_two(M // 128)))
     tiles = ceil_div(M, rows)
-    rounds = ceil_div(tiles, min(PERSISTENT_PROGRAMS, max_programs))
-    return RowTile(
-        rows, block_n, ceil_div(tiles, rounds), warps(rows * block_n, itemsize, warp_size)
-    )
+    at_once = PERSISTENT_PROGRAMS * (1 if threads > 256 else 2)
+    rounds = ceil_div(tiles, min(at_once, max_programs))
+    is_staged = rounds > 2 and 2 * rows * block_n * weight_itemsize + SUMS_BYTES <= shared_memory
+    stages = 3 if is_staged else 1
+    return RowTile(rows, block_n, ceil_div(tiles, rounds), threads // warp_size, stages)
 
 
 def chunk_tile(M: int, N: int, Q: int, itemsize: int, warp_size: int) -> RowTile:
     """The tile of ``power_chunked`` and ``estimate``: one row block a program, columns in chunks.
 
     Rows are neighbours where runs are short, so that SECTOR of them fill a sector; elsewhere they
-    are fewer, down to two, where there would be less than 64 programs.
+    are fewer, down to two, where there would be less than 128 programs.
     """
-    fewest = 2 if Q >= SECTOR else SECTOR
-    rows = min(SECTOR, max(fewest, last_power_of_two(M // 64)))
+    rows = SECTOR if Q < SECTOR else min(4, max(2, last_power_of_two(M // 128)))
     block_n = min(max(512, next_power_of_two(N)), TILE_BYTES // itemsize // rows)
-    return RowTile(rows, block_n, ceil_div(M, rows), warps(rows * block_n, itemsize, warp_size))
+    threads = max(64, rows * block_n * itemsize // 128)
+    return RowTile(rows, block_n, ceil_div(M, rows), threads // warp_size)
 
 
 def foreach_tile(itemsize: int, warp_size: int) -> RowTile:
-    """The tile of ``foreach_power``, for every layer: half of what fits."""
-    rows = SECTOR
-    block_n = TILE_BYTES // 2 // itemsize // rows
-    return RowTile(rows, block_n, 1, warps(rows * block_n, itemsize, warp_size))
+    """The tile of ``foreach_power``, for every layer: a quarter of what fits."""
+    rows = 4
+    block_n = TILE_BYTES // 4 // itemsize // rows
+    return RowTile(rows, block_n, 1, threads_along(block_n) // warp_size)
 
 
 def apply_tile(rows: int, columns: int, itemsize: int, warp_size: int) -> RowTile:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from contextlib import AbstractContextManager, nullcontext
+from functools import lru_cache
 
 import torch
 from torch import Tensor
@@ -27,6 +28,17 @@ def on_device_of(tensor: Tensor) -> AbstractContextManager[object]:
 def warp_size(device: torch.device) -> int:
     """Threads in a warp: 64 on ROCm's data-center devices, 32 elsewhere."""
     return 64 if device.type == "cuda" and torch.version.hip is not None else 32
+
+
+@lru_cache
+def shared_memory(device: torch.device) -> int:
+    """Bytes that one program may have; 0 where loads in flight do not go through them."""
+    if device.type == "cpu":
+        return 227 * 1024  # interpreted, as on an H100
+    if device.type != "cuda" or torch.version.hip is not None:
+        return 0
+    # A kibibyte of each program's is the system's.
+    return int(torch.cuda.get_device_properties(device).shared_memory_per_multiprocessor) - 1024
 
 
 def layout_of(view: MatrixView, columns: int) -> dict[str, int | bool]:

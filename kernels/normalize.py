@@ -151,8 +151,13 @@ def _iterate(
     M, N = view.M, view.N
     itemsize, lanes = u.element_size(), launch.warp_size(u.device)
     capacity = M * out.element_size() // itemsize  # rows of N that the output holds
+    staged: dict[str, int] = {}
     if holds_whole_rows(view.P, view.Q, view.K, itemsize):
-        power, tile = power_rows, row_tile(M, N, itemsize, lanes, max(1, capacity))
+        shared_memory = launch.shared_memory(weight.device)
+        tile = row_tile(
+            M, N, itemsize, weight.element_size(), lanes, shared_memory, max(1, capacity)
+        )
+        power, staged = power_rows, {"STAGES": tile.STAGES}
     else:
         power, tile = power_chunked, chunk_tile(M, N, view.Q, itemsize, lanes)
     programs, column_blocks = tile.programs, ceil_div(N, SHARE_COLUMNS)
@@ -170,6 +175,7 @@ def _iterate(
             R=tile.R,
             BLOCK_N=tile.BLOCK_N,
             num_warps=tile.num_warps,
+            **staged,
         )
         reduce_partials[(column_blocks,)](
             **shares,

@@ -61,6 +61,7 @@ def power_rows(
     PLAIN: tl.constexpr,
     R: tl.constexpr,
     BLOCK_N: tl.constexpr,
+    STAGES: tl.constexpr,
 ):
     """Whole rows on chip, each read once; a program takes every num_programs-th tile of R rows."""
     pid = tl.program_id(0)
@@ -72,7 +73,7 @@ def power_rows(
     s = tl.zeros([BLOCK_N], dtype=acc)
     square = tl.sum(tl.zeros([R], dtype=acc), axis=0)
     scale = power_of_two(square)
-    for tile in range(pid, tl.cdiv(M, R), tl.num_programs(0)):
+    for tile in tl.range(pid, tl.cdiv(M, R), tl.num_programs(0), num_stages=STAGES):
         m = tile * R + tl.arange(0, R)
         offset = weight_offset(m[:, None], n[None, :], M, N, Q, PLAIN)
         inside = (m < M)[:, None] & in_row[None, :]

@@ -135,6 +135,8 @@ TORCH_WARNS_ON_GPU = (
     "ignore:RNN module weights:UserWarning",
     # the first product of a thread, such as autograd's
     "ignore:Attempting to run cuBLAS, but there was no current CUDA context:UserWarning",
+    # inductor, which captures a graph of nothing for the memory that its others share
+    "ignore:The CUDA Graph is empty:UserWarning",
     # inductor, where float32 is computed in float32
     "ignore:TensorFloat32 tensor cores:UserWarning",
 )

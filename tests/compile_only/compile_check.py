@@ -1,8 +1,9 @@
 """Compile every kernel variant for every target, without a GPU, and print what it costs.
 
 The variants are the launches that the launchers really make: they are run on meta tensors, and each
-kernel call is caught and compiled instead. Fails if a kernel spills registers, or takes the weight
-in less than 16 bytes at a time where its rows allow that.
+kernel call is caught and compiled instead. Fails if a kernel spills in a loop, takes more shared
+memory than the target has, or takes the weight in less than 16 bytes at a time where its rows allow
+that.
 """
 
 from __future__ import annotations
@@ -18,7 +19,14 @@ from unittest import mock
 
 import torch
 import triton
-from sass import allows_widest, global_accesses, run_tool, summary, too_narrow
+from sass import (
+    allows_widest,
+    global_accesses,
+    run_tool,
+    spills_in_loops,
+    summary,
+    too_narrow,
+)
 from triton.backends.compiler import GPUTarget
 from triton.compiler import ASTSource
 from triton.runtime.jit import JITFunction
@@ -33,6 +41,9 @@ TARGETS = {
     "sm_100": GPUTarget("cuda", 100, 32),
     "gfx942": GPUTarget("hip", "gfx942", 64),
 }
+# Bytes that one program may have there; on AMD's, loads in flight are not staged in them.
+SHARED_MEMORY = {"sm_80": 163 << 10, "sm_90": 227 << 10, "sm_100": 227 << 10, "gfx942": 64 << 10}
+STAGED_IN = SHARED_MEMORY | {"gfx942": 0}
 # Triton chooses the widths, alike for every target; disassembling takes longer than compiling.
 DISASSEMBLED = "sm_90"
 TRITON_TYPES = {
@@ -94,37 +105,39 @@ def main() -> int:
     work = [
         (target, variant)
         for target, description in TARGETS.items()
-        for variant in launched_variants(description.warp_size)
+        for variant in launched_variants(description.warp_size, STAGED_IN[target])
     ]
     width = max(len(variant.kernel) for _, variant in work)
-    spilled = narrow = 0
+    spilled = narrow = too_large = 0
     with ProcessPoolExecutor() as pool:
         for (target, variant), usage in zip(
             work, pool.map(compile_variant, work, chunksize=8), strict=True
         ):
             spilled += usage["spills"] > 0
             narrow += bool(usage["narrow"])
+            too_large += usage["shared"] > SHARED_MEMORY[target]
             print(
                 f"{target:7} {variant.kernel:{width}} {variant.dtype:4} {variant.layout:42}"
                 f" warps {variant.num_warps:2}  registers {usage['registers']:3}"
-                f"  shared {usage['shared']:5}  spills {usage['spills']}"
+                f"  shared {usage['shared']:6}  spills {usage['spills']}"
                 f"  {usage['accesses']}{usage['narrow'] and '  TOO NARROW: ' + usage['narrow']}"
             )
     kernels = {variant.kernel for _, variant in work}
     print(
         f"{len(kernels)} kernels, {len(work)} variants on {', '.join(TARGETS)}"
         f" with Triton {triton.__version__}: {spilled or 'no'} spill{'s' if spilled > 1 else ''},"
-        f" {narrow or 'none'} with narrow access of the weight"
+        f" {narrow or 'none'} with narrow access of the weight,"
+        f" {too_large or 'none'} with more shared memory than there is"
     )
-    return 1 if spilled or narrow else 0
+    return 1 if spilled or narrow or too_large else 0
 
 
-def launched_variants(warp_size: int) -> list[Variant]:
+def launched_variants(warp_size: int, shared_memory: int) -> list[Variant]:
     """The distinct kernel variants of every layout and dtype, forward, evaluation and backward."""
     variants: dict[Variant, Variant] = {}
     for layout, (shape, dim, channels_last) in LAYOUTS.items():
         for dtype in TRITON_TYPES:
-            with caught_launches(layout, warp_size) as caught:
+            with caught_launches(layout, warp_size, shared_memory) as caught:
                 run_every_launcher(shape, dim, channels_last, dtype)
             for variant in caught:
                 variants.setdefault(replace(variant, layout=""), variant)
@@ -157,7 +170,7 @@ def run_every_launcher(
 
 
 @contextmanager
-def caught_launches(layout: str, warp_size: int) -> Iterator[list[Variant]]:
+def caught_launches(layout: str, warp_size: int, shared_memory: int) -> Iterator[list[Variant]]:
     """Collect kernel calls instead of making them."""
     caught: list[Variant] = []
 
@@ -167,6 +180,7 @@ def caught_launches(layout: str, warp_size: int) -> Iterator[list[Variant]]:
     with (
         mock.patch.object(JITFunction, "__getitem__", catch),
         mock.patch.object(launch, "warp_size", return_value=warp_size),
+        mock.patch.object(launch, "shared_memory", return_value=shared_memory),
         mock.patch.object(launch, "on_device_of"),
     ):
         yield caught
@@ -221,13 +235,14 @@ def compile_variant(work: tuple[str, Variant]) -> dict[str, Any]:
 
 
 def nvidia_usage(asm: dict[str, Any]) -> dict[str, int]:
-    """Registers and spills of a cubin; spills live on the stack."""
+    """Registers and spills of a cubin: accesses of its stack in loops."""
     report = run_tool("cuobjdump", "-res-usage", cubin=asm["cubin"])
     found = re.search(r"REG:(\d+) STACK:(\d+) SHARED:\d+ LOCAL:(\d+)", report)
     if found is None:
         raise RuntimeError(f"cuobjdump -res-usage printed no register count: {report!r}")
     registers, stack, local = map(int, found.groups())
-    return {"registers": registers, "spills": stack + local}
+    spills = spills_in_loops(asm["cubin"]) if stack or local else 0
+    return {"registers": registers, "spills": spills}
 
 
 def amd_usage(asm: dict[str, Any]) -> dict[str, int]:

@@ -1,4 +1,4 @@
-"""How wide the loads and stores of a cubin are, and which of them should be wider."""
+"""How wide the loads and stores of a cubin are, which should be wider, and what its loops spill."""
 
 from __future__ import annotations
 
@@ -54,6 +54,22 @@ def global_accesses(cubin: bytes) -> list[Access]:
             direction = "store" if found[1] == "STG" else "load"
             accesses.append(Access(direction, width, pointers, place))
     return accesses
+
+
+def spills_in_loops(cubin: bytes) -> int:
+    """Accesses of the stack between a branch backwards and where it goes.
+
+    Where registers are few, ptxas puts a value or two away before a loop and takes them back after
+    it, which costs nothing.
+    """
+    code = run_tool("cuobjdump", "-sass", cubin=cubin)
+    found = re.findall(r"^\s+/\*([0-9a-f]{4,})\*/\s+(.*?);", code, re.MULTILINE)
+    instructions = [(int(address, 16), text) for address, text in found]
+    branches = [(at, re.search(r"\bBRA\b.* 0x([0-9a-f]+)", text)) for at, text in instructions]
+    targets = [(at, int(branch[1], 16)) for at, branch in branches if branch]
+    loops = [range(to, at) for at, to in targets if to < at]
+    stack = [at for at, text in instructions if re.search(r"\b(LDL|STL)\b", text)]
+    return sum(any(at in loop for loop in loops) for at in stack)
 
 
 @lru_cache

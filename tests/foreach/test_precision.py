@@ -36,7 +36,7 @@ def one_by_one_refused(backend, monkeypatch):
         raise AssertionError("taken one by one")
 
     if backend == "triton":
-        for launcher in ("together.normalize", "together_backward.rescale_backward"):
+        for launcher in ("together.of_one_weight", "together_backward.of_one_weight"):
             monkeypatch.setattr(f"snorm_triton.kernels.{launcher}", refuse)
 
 

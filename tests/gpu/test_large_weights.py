@@ -94,7 +94,8 @@ def synchronization_refused():
 @pytest.mark.parametrize("backend", ["gpu"], indirect=True)
 def test_nothing_synchronizes_with_the_host(backend):
     layer = spectral_norm(nn.Conv2d(64, 64, 3), backend=backend)
-    layer.weight.square().sum().backward()
+    layer(torch.randn(1, 64, 3, 3)).sum().backward()  # the first forward, which looks at the weight
+    _ = layer.weight
     with synchronization_refused():
         layer.weight.square().sum().backward()
         layer.eval()
