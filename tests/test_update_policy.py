@@ -262,3 +262,14 @@ def test_a_weight_that_is_assigned_is_iterated_for(layer, compiled):
     expected = iterated(layer)
     access(x)
     torch.testing.assert_close(u_of(layer), expected)
+
+
+@pytest.mark.parametrize("compiled", [True, False])
+@pytest.mark.parametrize("move", [nn.Module.double, lambda layer: layer._apply(torch.clone)])
+def test_a_weight_that_is_moved_or_converted_is_iterated_for(layer, move, compiled):
+    access = torch.compile(layer, backend="aot_eager") if compiled else layer
+    access(torch.randn(2, 6))
+    move(layer)
+    expected = iterated(layer)
+    access(torch.randn(2, 6, dtype=layer.bias.dtype))
+    torch.testing.assert_close(u_of(layer), expected)

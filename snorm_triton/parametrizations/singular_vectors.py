@@ -185,7 +185,8 @@ class SingularVectors(Parametrization):
     def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> Any:
         before, was_meta, drawn = dict(self._buffers), self._sigma.is_meta, self._still_drawn()
         super()._apply(fn, recurse)
-        self._evaluated = self.prepared = None
+        self._evaluated = None
+        self.replaced()
         self._widen(before)
         if was_meta and not self._sigma.is_meta:
             self.reset_parameters()

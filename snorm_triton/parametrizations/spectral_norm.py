@@ -207,8 +207,9 @@ class SpectralNormParametrization(SingularVectors):
         self.prepared = None
         if "_due" in self._buffers:
             self._updated_for = None
-            with torch.no_grad():
-                self._due.fill_(1)
+            if not self._due.is_inference():
+                with torch.no_grad():
+                    self._due.fill_(1)
 
     def upgrade(
         self, state_dict: dict[str, Any], prefix: str, name: str, path: str
