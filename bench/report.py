@@ -26,7 +26,7 @@ from bench.result import (
     rows_of,
     values,
 )
-from bench.run_tables import overhead_table, steps_table, tests_section
+from bench.run_tables import device_time_section, overhead_table, steps_table, tests_section
 from bench.saved import load
 from bench.tables import access_tables, company, table, training_table
 from bench.variants import COPY, NEW_COMPILED
@@ -102,6 +102,7 @@ def failures(result: Result) -> str:
 def markdown(result: Result) -> str:
     sections = [head(result), steps_table(result), tests_section(result), method(result)]
     sections += [company(result), means(result)]
+    sections.append(device_time_section(result))
     for suite in SUITES:
         sections += access_tables(result, suite)
     sections += [training_table(result), overhead_table(result)]

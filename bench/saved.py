@@ -10,7 +10,7 @@ from xml.etree import ElementTree
 from bench.cases import LAYERS, MODELS
 from bench.result import HEAD, Result, Row
 from bench.result import load as load_file
-from bench.steps import OVERHEAD, ROWS, STEPS, TESTS
+from bench.steps import DEVICE_TIME, OVERHEAD, ROWS, STEPS, TESTS
 
 TREE = ("commit", "uncommitted_changes")
 # Only what agrees in these belongs to one result.
@@ -36,17 +36,22 @@ def read(folder: Path) -> Result:
     tests, host = tests_of(folder / TESTS, notes), overhead_of(folder / OVERHEAD, notes)
     if host and not alike([host], last, OVERHEAD, notes):
         host = None
+    times = alike(lines(folder / DEVICE_TIME, notes), last, DEVICE_TIME, notes)
     return {
         "datetime": last["datetime"],
         **{key: last[key] for key in (*TREE, *HEAD)},
-        "rows": [
-            {k: x for k, x in row.items() if k not in (*HEAD, *TREE)} for row in in_order(rows)
-        ],
+        "rows": [without_head(row) for row in in_order(rows)],
         "steps": [{key: step[key] for key in ("step", "status", "seconds")} for step in steps],
         "tests": tests,
         "overhead": host,
+        "device_time": [without_head(row) for row in times],
         "notes": notes,
     }
+
+
+def without_head(row: Row) -> Row:
+    """What it says beyond the result's head."""
+    return {key: value for key, value in row.items() if key not in (*HEAD, *TREE)}
 
 
 def lines(path: Path, notes: list[str]) -> list[dict[str, Any]]:
