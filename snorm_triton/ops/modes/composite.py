@@ -14,6 +14,7 @@ import torch
 from torch import Tensor
 
 from ...torch_internals import functorch
+from ...torch_internals.tracing import constant_while_compiling
 from .. import state
 from ..calls import Access, Evaluate, Iterate, Normalized, Replay
 from ..matrix_view import MatrixView
@@ -55,13 +56,18 @@ def rescale(
 
 def without_autocast(device_type: str, operation: Callable[..., R], *args: Any) -> R:
     """``operation(*args)`` in the dtypes of its arguments, whatever autocast says."""
-    if has_autocast(device_type) and torch.is_autocast_enabled(device_type):
+    if _has_autocast(device_type) and torch.is_autocast_enabled(device_type):
         with torch.autocast(device_type, enabled=False):
             return operation(*args)
     return operation(*args)
 
 
 has_autocast = lru_cache(torch.amp.is_autocast_available)
+
+
+@constant_while_compiling  # torch 2.11 does not trace what it calls
+def _has_autocast(device_type: str) -> bool:
+    return has_autocast(device_type)
 
 
 def _directions(
