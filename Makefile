@@ -10,6 +10,7 @@ RUNS := 1
 BENCH_ARGS :=
 GPU_ARGS :=
 TRAFFIC_ARGS :=
+COMPILE_ARGS :=
 DEMO_ARGS :=
 # As an old processor computes; empty, or ATEN_CPU_CAPABILITY=avx2, for another. Inductor's cache on
 # disk does not tell capabilities apart: it would hand out code of the native one.
@@ -65,8 +66,8 @@ lint: $(READY)  ## ruff check, ruff format --check, mypy
 	$(PYTHON) -m ruff format --check .
 	$(PYTHON) -m mypy snorm_triton
 
-compile-check: $(READY)  ## cross-compile every kernel, without a GPU; fails on a spill or a narrow load
-	$(PYTHON) tests/compile_only/compile_check.py
+compile-check: $(READY)  ## cross-compile every kernel, without a GPU; fails on a spill in a loop or a narrow load
+	$(PYTHON) tests/compile_only/compile_check.py $(COMPILE_ARGS)
 
 traffic: $(READY)  ## the bytes that every kernel moves for the layers of the benchmarks, without a GPU
 	$(PYTHON) -m bench.traffic $(TRAFFIC_ARGS)

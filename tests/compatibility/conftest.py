@@ -28,7 +28,7 @@ WORKS = ("works", None)
 NOT_YET = [
     ("The norm of the convolution, not of the reshaped weight", "1.5 for 3x3", "not built yet"),
     ("A soft bound: divide only where sigma exceeds it", "none", "not built yet"),
-    ("DataParallel, CUDA graphs, autocast on a GPU", "not tried", "tests that need a GPU"),
+    ("DataParallel over several GPUs", "not tried", "not tried"),
 ]
 
 
