@@ -111,48 +111,27 @@ def foreach_finish(
 ):
     """As ``finish_iteration``, of every layer; u, v and sigma of the table too where LIVE."""
     layer, block = layer_of(table_ptr, FIRST + 2, LAYERS)
-    acc = scratch_ptr.dtype.element_ty
     M, N = size(table_ptr, M_SIZE, layer, LAYERS), size(table_ptr, N_SIZE, layer, LAYERS)
-    blocks = tl.cdiv(M.to(tl.int64) * N, BLOCK).to(tl.int32)
     programs = tl.cdiv(M, R)
     scratch = scratch_ptr + entry(table_ptr, SCRATCH, layer, LAYERS)
     sigma, t_factor, s_factor = norms(scratch, programs, M, N, VECTOR_BLOCK, SHARE_COLUMNS)
     if RESCALES:
         divide_layer(table_ptr, out_ptr, layer, block, sigma, WEIGHT_TYPE, LAYERS, BLOCK)
-    u = entry(table_ptr, U, layer, LAYERS).to(tl.pointer_type(acc))
-    v = entry(table_ptr, V, layer, LAYERS).to(tl.pointer_type(acc))
-    new_u = state_ptr + entry(table_ptr, NEW_U, layer, LAYERS)
-    new_v = state_ptr + entry(table_ptr, NEW_V, layer, LAYERS)
-    new_sigma = state_ptr + entry(table_ptr, NEW_SIGMA, layer, LAYERS)
-    # The live state gets the same values; what has none is written twice.
-    live_u, live_v, live_sigma = new_u, new_v, new_sigma
-    if LIVE:
-        live_u, live_v = u, v
-        live_sigma = entry(table_ptr, SIGMA, layer, LAYERS).to(tl.pointer_type(acc))
-    if GOES_ON:
-        u, v = new_u, new_v
-    if block == 0:
-        tl.store(new_sigma, sigma)
-        tl.store(live_sigma, sigma)
-    C, K = column_order(table_ptr, layer, LAYERS, PERMUTES)
-    store_vectors(
+    store_state(
+        table_ptr,
+        state_ptr,
         scratch,
+        layer,
+        block,
         programs,
-        u,
-        v,
-        new_u,
-        new_v,
-        live_u,
-        live_v,
         sigma,
         t_factor,
         s_factor,
-        block,
-        blocks,
-        M,
-        N,
-        C,
-        K,
+        LAYERS,
+        GOES_ON,
+        LIVE,
+        PERMUTES,
+        BLOCK,
         VECTOR_BLOCK,
     )
 
@@ -178,6 +157,66 @@ def divide_layer(
     divide_block(weight, sigma, out, block, whole, BLOCK)
     if block == 0:
         divide_block(weight + whole, sigma, out + whole, block, numel - whole, WIDE)
+
+
+@triton.jit
+def store_state(
+    table_ptr,
+    state_ptr,
+    scratch_ptr,
+    layer,
+    block,
+    programs,
+    sigma,
+    t_factor,
+    s_factor,
+    LAYERS: tl.constexpr,
+    GOES_ON: tl.constexpr,
+    LIVE: tl.constexpr,
+    PERMUTES: tl.constexpr,
+    BLOCK: tl.constexpr,
+    VECTOR_BLOCK: tl.constexpr,
+):
+    """The ``block``-th part of the layer's sigma, u and v."""
+    acc = scratch_ptr.dtype.element_ty
+    M, N = size(table_ptr, M_SIZE, layer, LAYERS), size(table_ptr, N_SIZE, layer, LAYERS)
+    blocks = tl.cdiv(M.to(tl.int64) * N, BLOCK).to(tl.int32)
+    u = entry(table_ptr, U, layer, LAYERS).to(tl.pointer_type(acc))
+    v = entry(table_ptr, V, layer, LAYERS).to(tl.pointer_type(acc))
+    new_u = state_ptr + entry(table_ptr, NEW_U, layer, LAYERS)
+    new_v = state_ptr + entry(table_ptr, NEW_V, layer, LAYERS)
+    new_sigma = state_ptr + entry(table_ptr, NEW_SIGMA, layer, LAYERS)
+    # The live state gets the same values; what has none is written twice.
+    live_u, live_v, live_sigma = new_u, new_v, new_sigma
+    if LIVE:
+        live_u, live_v = u, v
+        live_sigma = entry(table_ptr, SIGMA, layer, LAYERS).to(tl.pointer_type(acc))
+    if GOES_ON:
+        u, v = new_u, new_v
+    if block == 0:
+        tl.store(new_sigma, sigma)
+        tl.store(live_sigma, sigma)
+    C, K = column_order(table_ptr, layer, LAYERS, PERMUTES)
+    store_vectors(
+        scratch_ptr,
+        programs,
+        u,
+        v,
+        new_u,
+        new_v,
+        live_u,
+        live_v,
+        sigma,
+        t_factor,
+        s_factor,
+        block,
+        blocks,
+        M,
+        N,
+        C,
+        K,
+        VECTOR_BLOCK,
+    )
 
 
 @triton.jit
