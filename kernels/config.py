@@ -6,6 +6,8 @@ from math import gcd
 from typing import NamedTuple
 
 MAX_THREADS = 1024  # per program, on every target
+PROGRAMS = 128  # among which a weight is shared, if each gets FEWEST_ROWS
+FEWEST_ROWS = 2
 PERSISTENT_PROGRAMS = 132  # one for each multiprocessor of an H100
 TILE_BYTES = 65536  # of accumulators: 128 for each of 512 threads
 WIDEST_ROW = 16384  # elements of a plain float32 row that one program can hold on chip
@@ -120,7 +122,7 @@ def row_tile(
     block_n = max(16, next_power_of_two(N))
     threads = threads_along(block_n)
     most = max(1, min(TILE_BYTES, 256 * threads) // itemsize // block_n)
-    rows = min(most, max(2, last_power_of_two(M // 128)))
+    rows = min(most, max(FEWEST_ROWS, last_power_of_two(M // PROGRAMS)))
     tiles = ceil_div(M, rows)
     at_once = PERSISTENT_PROGRAMS * (1 if threads > 256 else 2)
     rounds = ceil_div(tiles, min(at_once, max_programs))
@@ -133,9 +135,10 @@ def chunk_tile(M: int, N: int, Q: int, itemsize: int, warp_size: int) -> RowTile
     """The tile of ``power_chunked`` and ``estimate``: one row block a program, columns in chunks.
 
     Rows are neighbours where runs are short, so that SECTOR of them fill a sector; elsewhere they
-    are fewer, down to two, where there would be less than 128 programs.
+    are fewer, down to FEWEST_ROWS, where there would be less than PROGRAMS.
     """
-    rows = SECTOR if Q < SECTOR else min(4, max(2, last_power_of_two(M // 128)))
+    shared = max(FEWEST_ROWS, last_power_of_two(M // PROGRAMS))
+    rows = SECTOR if Q < SECTOR else min(4, shared)
     block_n = min(max(512, next_power_of_two(N)), TILE_BYTES // itemsize // rows)
     threads = max(64, rows * block_n * itemsize // 128)
     return RowTile(rows, block_n, ceil_div(M, rows), threads // warp_size)

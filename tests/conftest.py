@@ -129,6 +129,12 @@ INTERPRETED = (
 )
 
 
+if os.environ.get("TRITON_INTERPRET") == "1":
+    # Its time is that of the programs, whatever they hold: rather few with large tiles.
+    from snorm_triton.kernels import config
+
+    config.FEWEST_ROWS = 16
+
 # What torch says of itself on a GPU, of any code.
 TORCH_WARNS_ON_GPU = (
     # cuDNN, of any LSTM whose weights are computed
