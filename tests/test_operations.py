@@ -107,6 +107,19 @@ def test_rows_too_wide_to_hold_on_chip_are_read_in_chunks(backend, relative_erro
     assert relative_error(ours.v, expected.v) < 1e-5
 
 
+def test_shares_that_a_half_weight_of_odd_rows_has_no_room_for(
+    backend, monkeypatch, relative_error
+):
+    if backend == "triton":
+        monkeypatch.setattr("snorm_triton.kernels.config.FEWEST_ROWS", 2)
+    weight = torch.randn(3, 16411).bfloat16()
+    u, v = F.normalize(torch.randn(3), dim=0), F.normalize(torch.randn(16411), dim=0)
+    ours = spectral_normalize(weight, u, v, backend=backend)
+    expected = reference.spectral_normalize(weight.float(), u, v)
+    assert relative_error(ours.sigma, expected.sigma) < 1e-6
+    assert relative_error(ours.weight_sn, expected.weight_sn) < 2**-8
+
+
 @pytest.mark.parametrize("layout", LAYOUTS)
 @pytest.mark.usefixtures("nan_filled_memory")
 def test_without_iterations_u_and_v_are_taken_as_given(layout, backend, relative_error):

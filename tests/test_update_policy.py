@@ -265,7 +265,11 @@ def test_a_weight_that_is_assigned_is_iterated_for(layer, compiled):
 
 
 @pytest.mark.parametrize("compiled", [True, False])
-@pytest.mark.parametrize("move", [nn.Module.double, lambda layer: layer._apply(torch.clone)])
+@pytest.mark.parametrize(
+    "move",
+    [nn.Module.double, nn.Module.bfloat16, lambda layer: layer._apply(torch.clone)],
+    ids=["double", "bfloat16", "moved"],
+)
 def test_a_weight_that_is_moved_or_converted_is_iterated_for(layer, move, compiled):
     access = torch.compile(layer, backend="aot_eager") if compiled else layer
     access(torch.randn(2, 6))
@@ -273,3 +277,11 @@ def test_a_weight_that_is_moved_or_converted_is_iterated_for(layer, move, compil
     expected = iterated(layer)
     access(torch.randn(2, 6, dtype=layer.bias.dtype))
     torch.testing.assert_close(u_of(layer), expected)
+
+
+def test_a_model_that_gets_its_memory_in_inference_mode_is_due():
+    with torch.device("meta"):
+        layer = spectral_norm(nn.Linear(6, 4), power_iter="update")
+    with torch.inference_mode():
+        layer.to_empty(device="cpu")
+    assert layer.parametrizations.weight[0].due == 1

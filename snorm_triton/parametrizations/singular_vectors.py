@@ -186,8 +186,8 @@ class SingularVectors(Parametrization):
         before, was_meta, drawn = dict(self._buffers), self._sigma.is_meta, self._still_drawn()
         super()._apply(fn, recurse)
         self._evaluated = None
-        self.replaced()
         self._widen(before)
+        self.replaced()
         if was_meta and not self._sigma.is_meta:
             self.reset_parameters()
         elif drawn:

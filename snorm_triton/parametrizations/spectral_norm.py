@@ -207,7 +207,7 @@ class SpectralNormParametrization(SingularVectors):
         self.prepared = None
         if "_due" in self._buffers:
             self._updated_for = None
-            if not self._due.is_inference():
+            if torch.is_inference_mode_enabled() or not self._due.is_inference():
                 with torch.no_grad():
                     self._due.fill_(1)
 

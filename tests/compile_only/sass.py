@@ -57,7 +57,7 @@ def global_accesses(cubin: bytes) -> list[Access]:
 
 
 def spills_in_loops(cubin: bytes) -> int:
-    """Accesses of the stack between a branch backwards and where it goes.
+    """Accesses of the stack between a branch backwards and where it goes; all, if there is none.
 
     Where registers are few, ptxas puts a value or two away before a loop and takes them back after
     it, which costs nothing.
@@ -68,8 +68,10 @@ def spills_in_loops(cubin: bytes) -> int:
     branches = [(at, re.search(r"\bBRA\b.* 0x([0-9a-f]+)", text)) for at, text in instructions]
     targets = [(at, int(branch[1], 16)) for at, branch in branches if branch]
     loops = [range(to, at) for at, to in targets if to < at]
+    if not instructions:
+        raise RuntimeError("cuobjdump -sass printed no instruction")
     stack = [at for at, text in instructions if re.search(r"\b(LDL|STL)\b", text)]
-    return sum(any(at in loop for loop in loops) for at in stack)
+    return sum(any(at in loop for loop in loops) for at in stack) if loops else len(stack)
 
 
 @lru_cache
