@@ -96,11 +96,9 @@ class Variant:
 
     @property
     def dtype(self) -> str:
-        """The narrowest of the pointers: the weight's own where the kernel reads it."""
-        pointers = [kind for _, kind in self.signature if kind.startswith("*")]
-        return min(
-            (kind.lstrip("*") for kind in pointers), key=lambda kind: int(kind.strip("bfpi"))
-        )
+        """The narrowest that a pointer is of: the weight's own where the kernel reads it."""
+        kinds = {kind.removeprefix("*") for _, kind in self.signature if kind.startswith("*")}
+        return min(kinds & set(TRITON_TYPES.values()), key=lambda kind: int(kind.strip("bfp")))
 
 
 def main(arguments: list[str]) -> int:
