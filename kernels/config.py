@@ -137,8 +137,8 @@ def chunk_tile(M: int, N: int, Q: int, itemsize: int, warp_size: int) -> RowTile
     Rows are neighbours where runs are short, so that SECTOR of them fill a sector; elsewhere they
     are fewer, down to FEWEST_ROWS, where there would be less than PROGRAMS.
     """
-    shared = max(FEWEST_ROWS, last_power_of_two(M // PROGRAMS))
-    rows = SECTOR if Q < SECTOR else min(4, shared)
+    few = min(4, max(FEWEST_ROWS, last_power_of_two(M // PROGRAMS)))
+    rows = SECTOR if Q < SECTOR else few
     block_n = min(max(512, next_power_of_two(N)), TILE_BYTES // itemsize // rows)
     threads = max(64, rows * block_n * itemsize // 128)
     return RowTile(rows, block_n, ceil_div(M, rows), threads // warp_size)

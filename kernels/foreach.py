@@ -117,7 +117,7 @@ def foreach_finish(
     sigma, t_factor, s_factor = norms(scratch, programs, M, N, VECTOR_BLOCK, SHARE_COLUMNS)
     if RESCALES:
         divide_layer(table_ptr, out_ptr, layer, block, sigma, WEIGHT_TYPE, LAYERS, BLOCK)
-    store_state(
+    store_iteration(
         table_ptr,
         state_ptr,
         scratch,
@@ -160,7 +160,7 @@ def divide_layer(
 
 
 @triton.jit
-def store_state(
+def store_iteration(
     table_ptr,
     state_ptr,
     scratch_ptr,
@@ -177,7 +177,7 @@ def store_state(
     BLOCK: tl.constexpr,
     VECTOR_BLOCK: tl.constexpr,
 ):
-    """The ``block``-th part of the layer's sigma, u and v."""
+    """The ``block``-th part of the sigma, u and v that an iteration leaves."""
     acc = scratch_ptr.dtype.element_ty
     M, N = size(table_ptr, M_SIZE, layer, LAYERS), size(table_ptr, N_SIZE, layer, LAYERS)
     blocks = tl.cdiv(M.to(tl.int64) * N, BLOCK).to(tl.int32)
