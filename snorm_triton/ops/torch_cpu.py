@@ -67,8 +67,10 @@ def _divide(weight: Tensor, sigma: Tensor, number: float, dtype: torch.dtype) ->
     if weight.dtype != dtype:
         weight = in_dtype_of(weight, sigma)
     # Half precision over a float32 scalar is divided in float32 and rounded once.
-    out = None if weight.nbytes < LARGE else huge_pages_like(weight, weight.dtype)
-    weight_sn = torch.div(weight, sigma, out=out)
+    if weight.nbytes < LARGE:
+        weight_sn = weight / sigma
+    else:
+        weight_sn = torch.div(weight, sigma, out=huge_pages_like(weight, weight.dtype))
     return weight_sn if weight_sn.dtype == dtype else weight_sn.to(dtype)
 
 
@@ -81,30 +83,24 @@ def rescale_backward(
     grad: Tensor, weight: Tensor, view: MatrixView, u: Tensor, v: Tensor, sigma: Tensor
 ) -> Tensor:
     """As :class:`snorm_triton.ops.backend.Backend` says."""
-    dtype, divisor = weight.dtype, sigma.item()
+    dtype, number = weight.dtype, sigma.item()
+    if abs(number) < _TINY[u.dtype]:  # it was divided by 1, whatever it is
+        return grad.to(dtype, copy=True)
     if not grad.dtype == dtype == u.dtype:
         weight, grad = _widened(weight, u.dtype), _widened(grad, u.dtype)
-    if abs(divisor) < _TINY[u.dtype]:
-        divisor, coefficient = 1.0, 0.0  # it was divided by 1, whatever it is
-    else:
-        coefficient = -_inner(weight, grad, u.dtype) / divisor / divisor
-        if abs(coefficient) > _HUGE[u.dtype]:
-            coefficient = copysign(inf, coefficient)  # as the dtype's own arithmetic would give
+    along = _inner(weight, grad, u.dtype) / number
     if view.K != 1:
         v = view.columns_to_memory(v)
-    operand, beta = view.operand(grad), 1 / divisor
+    operand = view.operand(grad)
     if not grad.dtype == weight.dtype == u.dtype:
         result = torch.empty_like(weight, dtype=dtype)
         into = view.operand(result)
         for at, rows, columns in tiles.tiles(operand):
-            into[at] = _add_outer(operand[at].to(u.dtype), u[rows], v[columns], beta, coefficient)
+            into[at] = _gradient(operand[at].to(u.dtype), u[rows], v[columns], sigma, along)
         return result
     out = None if weight.nbytes < LARGE else huge_pages_like(weight, u.dtype)
     place = None if out is None else view.operand(out)
-    if operand.ndim == 2:
-        result = torch.addr(operand, u, v, beta=beta, alpha=coefficient, out=place)
-    else:
-        result = _add_outer(operand, u, v, beta, coefficient, place)
+    result = _gradient(operand, u, v, sigma, along, place)
     if operand is not grad:
         result = result.as_strided(weight.size(), weight.stride())
     return result if u.dtype == dtype else result.to(dtype)
@@ -157,19 +153,27 @@ def _products(operand: Tensor, v: Tensor) -> tuple[Tensor, Tensor]:
     return t, tiles.transposed_product(operand, t)
 
 
-def _add_outer(
-    operand: Tensor, u: Tensor, v: Tensor, beta: float, alpha: float, out: Tensor | None = None
+def _gradient(
+    grad: Tensor, u: Tensor, v: Tensor, sigma: Tensor, along: float, out: Tensor | None = None
 ) -> Tensor:
-    """``beta W + alpha u v^T`` in the memory order of the operand ``W``."""
-    if operand.ndim == 2:
-        return torch.addr(operand, u, v, beta=beta, alpha=alpha, out=out)
-    P, M, Q = operand.shape
-    if operand.numel() < _FEW:  # a product of matrices takes longer to start
-        return (operand * beta).addcmul_(u.view(M, 1), v.view(P, 1, Q), value=alpha)
+    """``(G - along u v^T) / sigma`` in the memory order of the operand ``G``."""
+    number = sigma.item()
+    beta, alpha = 1 / number, _rounded(-along / number, u.dtype)
+    if grad.ndim == 2:
+        return torch.addr(grad, u, v, beta=beta, alpha=alpha, out=out)
+    P, M, Q = grad.shape
+    if grad.numel() < _FEW:  # a product of matrices takes longer to start
+        outer = u.view(M, 1), v.view(P, 1, Q)
+        return torch.addcmul(grad, *outer, value=_rounded(-along, u.dtype)).div_(sigma)
     if out is None:  # autocast, which a backward may be under, leaves alone what is told where to
-        out = operand.new_empty(P, M, Q)
+        out = grad.new_empty(P, M, Q)
     u, v = u.view(1, M, 1).expand(P, M, 1), v.view(P, 1, Q)
-    return torch.baddbmm(operand, u, v, beta=beta, alpha=alpha, out=out)
+    return torch.baddbmm(grad, u, v, beta=beta, alpha=alpha, out=out)
+
+
+def _rounded(number: float, dtype: torch.dtype) -> float:
+    """Infinite where ``dtype`` has no such number, as its own arithmetic would give."""
+    return copysign(inf, number) if abs(number) > _HUGE[dtype] else number
 
 
 def _inner(a: Tensor, b: Tensor, dtype: torch.dtype) -> float:
