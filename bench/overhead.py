@@ -32,7 +32,7 @@ def layers_of_an_access(layer: nn.Module) -> dict[str, Callable[[], object]]:
     """An access of our normalized ``layer``, from the operations outwards."""
     parametrizations = layer.parametrizations.weight
     parametrization, weight = parametrizations[0], parametrizations.original
-    access = parametrization.access(weight, [])
+    access = parametrization.access((weight,), [])
     dense, view = in_matrix_layout(weight.detach(), access.dim)
     call = Call(dense, view, access.u, access.v, access.step, weight.dtype)
     constant = access._replace(weight=dense)

@@ -13,7 +13,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn.utils.parametrize import ParametrizationList
 
-from ..parametrizations.base import Parametrization, evaluating
+from ..parametrizations.base import Originals, Parametrization, evaluating
 from ..torch_internals import functorch
 from ..torch_internals.parametrize import is_caching
 from .lost_changes import warn
@@ -38,10 +38,8 @@ class ConstrainedList(ParametrizationList):
 
     def forward(self) -> Tensor:
         """The tensor, parametrized."""
-        if torch.compiler.is_compiling():
-            return self._parametrized(compiles=True)
         known = self.__dict__  # past Module's attribute lookup
-        if known.get("watched") is None:
+        if known.get("watched") is None or torch.compiler.is_compiling():
             return self._parametrized()
         handed_out = known.get("_handed_out")
         if handed_out is not None and handed_out[0]._version != handed_out[1]:
@@ -51,14 +49,13 @@ class ConstrainedList(ParametrizationList):
         known["_handed_out"] = _version_of(parametrized, handed_out)
         return parametrized
 
-    def _parametrized(self, compiles: bool = False) -> Tensor:
+    def _parametrized(self) -> Tensor:
         known = self.__dict__
-        original, parametrizations = known["_parameters"].get("original"), known["_modules"]
-        if original is not None and len(parametrizations) == 1:
-            only: Parametrization = parametrizations["0"]
-            is_ours = getattr(type(only), "forward", None) is Parametrization.forward
-            if is_ours and not _has_hooks(only) and "forward" not in only.__dict__:
-                return only.constrain(original, compiles)
+        parametrizations = known["_modules"]
+        if len(parametrizations) == 1:
+            only = parametrizations["0"]
+            if isinstance(only, Parametrization) and not _has_hooks(only):
+                return only.forward(*originals_of(self))  # type: ignore[no-any-return]
         return super().forward()
 
     def right_inverse(self, value: Tensor) -> None:
@@ -81,10 +78,15 @@ class ConstrainedList(ParametrizationList):
 _OWN = ("_handed_out", "_shown")
 
 
+def originals_of(parametrizations: ParametrizationList) -> Originals:
+    """The tensors before parametrization, be they parameters or buffers."""
+    known = parametrizations.__dict__  # past Module's attribute lookup
+    return tuple((known["_parameters"] or known["_buffers"]).values())
+
+
 def refresh_list(parametrizations: ParametrizationList, n_power_iterations: int) -> None:
     """Bring the state of each in line with the tensor as it is now, whatever the mode."""
-    tensors = parametrizations._parameters or parametrizations._buffers
-    inputs: list[Any] = list(tensors.values())
+    inputs: list[Any] = list(originals_of(parametrizations))
     with evaluating(), torch.no_grad():
         for parametrization in parametrizations:
             if isinstance(parametrization, Parametrization):

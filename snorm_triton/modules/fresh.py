@@ -36,7 +36,7 @@ class FreshList(ConstrainedList):
     def forward(self) -> Tensor:
         """The tensor, parametrized."""
         if torch.compiler.is_compiling():
-            self._settle()
+            self.settle()
             return super().forward()
         if is_tracing():
             aside(self.adopt)
@@ -65,8 +65,8 @@ class FreshList(ConstrainedList):
 
     # A method, for torch 2.11 takes no module as the argument of a constant function.
     @constant_while_compiling
-    def _settle(self) -> None:
-        """While compiling: adopt now, for the program reads the original."""
+    def settle(self) -> None:
+        """Adopt now: what is compiled, or computed together, reads the original."""
         self.adopt()
 
     def _take_over(self, now: Tensor, before: Tensor) -> bool:

@@ -19,14 +19,15 @@ from torch import Tensor, nn
 from torch.nn.parameter import Parameter
 from torch.nn.utils.parametrize import ParametrizationList
 
-from ..ops import modes, recomputation
-from ..ops.calls import Access
-from ..parametrizations.base import Parametrization
+from ..ops import recomputation
+from ..parametrizations.base import Originals, Parametrization
 from ..parametrizations.prepared import PreparedWeight, TracedWeight, is_running
 from ..torch_internals import functorch
 from ..torch_internals.checkpoints import unseen
 from ..torch_internals.parametrize import is_cached
 from ..torch_internals.tracing import is_tracing
+from .access import originals_of
+from .fresh import FreshList
 
 
 def attach(model: nn.Module, everywhere: bool) -> None:
@@ -78,46 +79,42 @@ def _prepare(model: nn.Module, forward: FrameType | None, everywhere: bool) -> N
         return  # no node for many weights there
     checkpoints = recomputation.around_access()
     with unseen() if checkpoints else nullcontext():
-        kinds: dict[type[Parametrization], list[tuple[Tensor, Parametrization, Access]]] = {}
-        for weight, parametrization in _chosen(model, everywhere):
-            access = parametrization.access(weight, checkpoints)
-            if access is not None:
-                kinds.setdefault(type(parametrization), []).append(
-                    (weight, parametrization, access)
-                )
+        kinds: dict[type[Parametrization], list[tuple[Parametrization, Originals, Any]]] = {}
+        for parametrization, originals in _chosen(model, everywhere):
+            access = parametrization.access(originals, checkpoints)
+            kinds.setdefault(type(parametrization), []).append((parametrization, originals, access))
         for kind, members in kinds.items():
-            weights, parametrizations, accesses = zip(*members, strict=True)
-            outputs = kind.compute(accesses)
-            modes.current(weights[0]).write(accesses, outputs)
-            for weight, parametrization, access, output in zip(
-                weights, parametrizations, accesses, outputs, strict=True
-            ):
-                parametrization.settle(access, output)
+            outputs = kind.compute([access for _, _, access in members])
+            for (parametrization, originals, access), output in zip(members, outputs, strict=True):
+                parametrization.settle(access, output, checkpoints)
                 if forward is None:
-                    traced = TracedWeight(weight, output.weight_sn, parametrization, model)
+                    traced = TracedWeight(originals, output, parametrization, model)
                     parametrization.prepared = traced
                 elif parametrization.prepared is None:  # else it outlives this forward
-                    prepared = PreparedWeight(weight, output, parametrization, forward)
+                    prepared = PreparedWeight(originals, output, parametrization, forward)
                     parametrization.prepared = prepared
 
 
-def _chosen(model: nn.Module, everywhere: bool) -> Iterator[tuple[Tensor, Parametrization]]:
-    """The weights that are prepared, with their parametrizations."""
+def _chosen(model: nn.Module, everywhere: bool) -> Iterator[tuple[Parametrization, Originals]]:
+    """What is prepared: parametrizations with the tensors that they are of."""
     for module, name, parametrizations in _parametrized(model):
         # Stacked normalizations, sharded weights and the like are left to the access.
-        if len(parametrizations) != 1 or not parametrizations.is_tensor:
+        if len(parametrizations) != 1:
             continue
-        weight, parametrization = parametrizations.original, parametrizations[0]
-        if type(weight) not in (Tensor, Parameter) or weight.ndim < 2 or weight.is_complex():
-            continue
+        if isinstance(parametrizations, FreshList):
+            parametrizations.settle()
+        parametrization, originals = parametrizations[0], originals_of(parametrizations)
         if not isinstance(parametrization, Parametrization) or is_cached(module, name):
             continue
-        if not everywhere and weight.device.type == "cpu":
+        if any(type(each) not in (Tensor, Parameter) for each in originals):
+            continue
+        if not everywhere and originals[0].device.type == "cpu":
             continue
         prepared = parametrization.prepared
-        if prepared is None or not prepared.serves(weight, parametrization):
+        is_served = prepared is not None and prepared.serves(originals, parametrization)
+        if parametrization.joins(originals) and not is_served:
             parametrization.prepared = None
-            yield weight, parametrization
+            yield parametrization, originals
 
 
 def _parametrized(model: nn.Module) -> Iterator[tuple[nn.Module, str, ParametrizationList]]:

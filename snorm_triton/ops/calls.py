@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import torch
 from torch import Tensor
@@ -49,8 +49,7 @@ Step = Iterate | Replay | Evaluate
 class Access(NamedTuple):
     """One access to a weight of any layout, known to be right: what it starts from and its step.
 
-    ``dtype`` is that of the result. ``checkpoints`` are those whose forward this is, which keep
-    what it takes; None in compiled code.
+    ``dtype`` is that of the result.
     """
 
     weight: Tensor
@@ -60,7 +59,6 @@ class Access(NamedTuple):
     step: Step
     dtype: torch.dtype
     backend: str = "auto"
-    checkpoints: list[Any] | None = []  # noqa: RUF012
 
 
 class Call(NamedTuple):

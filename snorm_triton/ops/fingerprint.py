@@ -10,13 +10,14 @@ from torch.nn import Parameter
 from ..torch_internals.tracing import is_tracing
 
 _PLACES = 16
+_SMALL = 2**14  # bytes, which are read faster than that many places
 
 
 def fingerprint(tensor: Tensor) -> bytes | None:
-    """Some of the bytes of a plain CPU tensor, read without an operation; None of any other.
+    """The bytes of a small plain CPU tensor, or some of a large one's; None of any other.
 
-    A tensor that was drawn, scaled or replaced differs in them, one of which a few elements were
-    set may not.
+    Read without an operation. A large tensor that was drawn, scaled or replaced differs in them,
+    one of which a few elements were set may not.
     """
     if tensor.device.type != "cpu" or type(tensor) not in (Tensor, Parameter) or is_tracing():
         return None
@@ -28,7 +29,7 @@ def fingerprint(tensor: Tensor) -> bytes | None:
     address = storage + int(tensor.storage_offset()) * size
     if storage == 0 or (not tensor.is_contiguous() and not _is_dense(tensor)):
         return None
-    if count <= _PLACES:
+    if count * size <= _SMALL:
         return ctypes.string_at(address, count * size)
     step = (count - 1) // (_PLACES - 1) * size
     return b"".join([ctypes.string_at(address + i * step, size) for i in range(_PLACES)])

@@ -113,7 +113,7 @@ def around_access() -> Checkpoints | None:
     if torch.compiler.is_compiling():
         return None
     # Without gradients as in the forward of a reentrant checkpoint.
-    return around() if is_possible() or not torch.is_grad_enabled() else _NONE
+    return around() if is_possible() or not torch.is_grad_enabled() else []
 
 
 def around() -> Checkpoints:

@@ -10,28 +10,33 @@ from typing import Any, ClassVar, Protocol
 import torch
 from torch import Tensor, nn
 
-from ..ops.calls import Access, Normalized, State
 from ..ops.recomputation import Checkpoints
+from ..torch_internals import functorch
+
+Originals = tuple[Tensor, ...]
+"""The tensors before parametrization that torch registers: one, or as many as a constraint has."""
 
 
 class Prepared(Protocol):
     """A tensor computed ahead of an access to it."""
 
-    def serves(self, weight: Tensor, parametrization: Any) -> bool:
-        """Whether an access to ``weight`` here and now gets what was prepared."""
+    def serves(self, originals: Originals, parametrization: Any) -> bool:
+        """Whether an access here and now gets what was prepared."""
 
     outlives_forward: bool  # computed without gradients, and right until something changes
 
-    def hand_over(self, weight: Tensor, parametrization: Any) -> Tensor:
+    def hand_over(self, originals: Originals, parametrization: Any) -> Tensor:
         """What it gets."""
 
 
 class Parametrization(nn.Module):
     """A constraint on one tensor, for ``torch.nn.utils.parametrize.register_parametrization``.
 
-    A subclass computes the tensor in :meth:`constrain`; where it says so in :meth:`access`,
-    those of a whole model are computed together, by :meth:`compute`. Its persistent buffers and its
-    parameters are its state: copied, moved, saved, and loaded all or none.
+    A subclass computes the tensor, of the weight's shape and memory layout, in ``forward``: of one
+    original, or of as many as its ``right_inverse`` returns. Where :meth:`joins` says so, those of
+    a whole model are computed together, by :meth:`access`, :meth:`compute` and :meth:`settle`. Its
+    persistent buffers and its parameters are its state: copied, moved, saved, and loaded all or
+    none.
     """
 
     # Attributes that belong to accesses of this very module: no copy and no file gets them.
@@ -42,25 +47,28 @@ class Parametrization(nn.Module):
     aliases: ClassVar[dict[str, str]] = {}
     owner: object  # of what checkpoints keep: the parametrization, but no copy of it
 
-    def forward(self, weight: Tensor) -> Tensor:
-        """The constrained tensor, of the weight's shape and memory layout."""
-        return self.constrain(weight, torch.compiler.is_compiling())
+    def joins(self, originals: Originals) -> bool:
+        """Whether an access to such plain tensors is computed with those of a whole model."""
+        return False
 
-    def constrain(self, weight: Tensor, compiles: bool) -> Tensor:
-        """As :meth:`forward`; ``compiles``: where torch.compile or torch.export traces."""
+    def access(self, originals: Originals, checkpoints: Checkpoints | None) -> Any:
+        """What an access computes here and now: a value that :meth:`compute` takes."""
         raise NotImplementedError
-
-    def access(self, weight: Tensor, checkpoints: Checkpoints | None) -> Access | None:
-        """What an access to ``weight`` computes here and now; None where only ``forward`` can."""
-        return None
 
     @staticmethod
-    def compute(accesses: Sequence[Access]) -> list[Normalized]:
-        """The results of accesses to a model's tensors, together."""
+    def compute(accesses: Sequence[Any]) -> list[Any]:
+        """The results of a model's accesses: tuples, each with the constrained tensor in front."""
         raise NotImplementedError
 
-    def settle(self, access: Access, output: Normalized) -> None:
-        """Note what an access took, once its results are written."""
+    def settle(self, access: Any, output: Any, checkpoints: Checkpoints | None) -> None:
+        """Note what an access took."""
+
+    def hand_over(self, originals: Originals, output: Any) -> Tensor:
+        """What an access takes of an ``output`` that was computed ahead of it."""
+        if functorch.active():  # to which its graph is unknown
+            return self.forward(*originals)  # type: ignore[no-any-return]
+        tensor: Tensor = output[0]
+        return tensor if torch.is_grad_enabled() else tensor.detach()
 
     @property
     def iterates(self) -> bool:
@@ -75,12 +83,8 @@ class Parametrization(nn.Module):
         """What tells the state from any other that it will have."""
         return ()
 
-    def again(self, weight: Tensor, state: State) -> Tensor:
-        """What an access to ``weight`` that took ``state`` returned, differentiable anew."""
-        raise NotImplementedError
-
     def refresh(self, weight: Tensor, n_power_iterations: int) -> None:
-        """Bring the state in line with ``weight`` as it is now, in place."""
+        """Bring the state in line with ``weight``, the first original, as it is now, in place."""
 
     def reset_parameters(self) -> None:
         """Start the state anew, in place; the next access brings it in line."""

@@ -1,21 +1,21 @@
-"""Normalized weights that were computed ahead of their access, and what they are valid for."""
+"""Constrained tensors that were computed ahead of their access, and what they are valid for."""
 
 from __future__ import annotations
 
 import sys
+from operator import is_
 from types import FrameType
+from typing import Any
 
 import torch
 from torch import Tensor, nn
 
-from ..ops import recomputation, streams
-from ..ops.calls import Normalized
+from ..ops import streams
 from ..ops.fingerprint import fingerprint
-from ..torch_internals import functorch
 from ..torch_internals.autograd import backward_id
 from ..torch_internals.storage import memory_of, version
 from . import updates
-from .base import Parametrization
+from .base import Originals, Parametrization
 
 
 class TracedWeight:
@@ -24,27 +24,31 @@ class TracedWeight:
     outlives_forward = False
 
     def __init__(
-        self, weight: Tensor, weight_sn: Tensor, parametrization: Parametrization, model: nn.Module
+        self,
+        originals: Originals,
+        output: Any,
+        parametrization: Parametrization,
+        model: nn.Module,
     ) -> None:
-        self.weight = weight
-        self.weight_sn = weight_sn
+        self.originals = originals
+        self.tensor: Tensor = output[0]
         self.model = model
         self.is_training = parametrization.training
         self.with_grad = torch.is_grad_enabled()
 
-    def serves(self, weight: Tensor, parametrization: Parametrization) -> bool:
-        """Whether an access to ``weight`` here gets this."""
+    def serves(self, originals: Originals, parametrization: Parametrization) -> bool:
+        """Whether an access to ``originals`` here gets this."""
         return (
             torch.compiler.is_compiling()
-            and weight is self.weight
-            and self.weight_sn.dtype == parametrization.output_dtype(weight)
+            and are_same(originals, self.originals)
+            and self.tensor.dtype == parametrization.output_dtype(originals[-1])
             and parametrization.training == self.is_training
             and (self.with_grad or not torch.is_grad_enabled())
         )
 
-    def hand_over(self, weight: Tensor, parametrization: Parametrization) -> Tensor:
-        """The normalized weight: the compiler orders what is done with it."""
-        return self.weight_sn
+    def hand_over(self, originals: Originals, parametrization: Parametrization) -> Tensor:
+        """The constrained tensor: the compiler orders what is done with it."""
+        return self.tensor
 
 
 class PreparedWeight:
@@ -52,29 +56,28 @@ class PreparedWeight:
 
     def __init__(
         self,
-        weight: Tensor,
-        normalized: Normalized,
+        originals: Originals,
+        output: Any,
         parametrization: Parametrization,
         forward: FrameType | None = None,
     ) -> None:
-        self.weight = weight
-        self.weight_sn = normalized.weight_sn
-        self.version = version(normalized.weight_sn)
-        self.state = normalized.state
-        self.stream = streams.current(weight.device)
-        self.is_captured = streams.is_capturing(weight.device)
+        self.originals = originals
+        self.output = output
+        self.tensor: Tensor = output[0]
+        self.version = version(self.tensor)
+        device = self.tensor.device
+        self.stream = streams.current(device)
+        self.is_captured = streams.is_capturing(device)
         self.forward = forward
         self.outlives_forward = forward is None
-        self.conditions = self._conditions(weight, parametrization)
+        self.conditions = self._conditions(originals, parametrization)
         self.with_grad = torch.is_grad_enabled()
 
-    def _conditions(self, weight: Tensor, parametrization: Parametrization) -> tuple[object, ...]:
+    def _conditions(
+        self, originals: Originals, parametrization: Parametrization
+    ) -> tuple[object, ...]:
         return (
-            version(weight),
-            memory_of(weight),
-            weight.stride(),
-            fingerprint(weight),
-            weight.requires_grad,
+            *map(_contents, originals),
             parametrization.iterates,
             updates.steps,
             backward_id(),  # a recomputation inside a backward is no access
@@ -82,32 +85,43 @@ class PreparedWeight:
             self.forward is not None or parametrization.state_now(),
         )
 
-    def serves(self, weight: Tensor, parametrization: Parametrization) -> bool:
-        """Whether an access to ``weight`` here and now gets this."""
+    def serves(self, originals: Originals, parametrization: Parametrization) -> bool:
+        """Whether an access to ``originals`` here and now gets this."""
         is_grad_enabled = torch.is_grad_enabled()
         return (
             not torch.compiler.is_compiling()
-            and weight is self.weight
-            and version(self.weight_sn) == self.version
-            and self.weight_sn.dtype == parametrization.output_dtype(weight)
+            and are_same(originals, self.originals)
+            and version(self.tensor) == self.version
+            and self.tensor.dtype == parametrization.output_dtype(originals[-1])
             and (self.with_grad or not is_grad_enabled)
-            and self._conditions(weight, parametrization) == self.conditions
+            and self._conditions(originals, parametrization) == self.conditions
             and (self.forward is None or is_running(self.forward))
             # A graph cannot wait for what is not in it.
-            and streams.is_capturing(weight.device) == self.is_captured
+            and streams.is_capturing(self.tensor.device) == self.is_captured
         )
 
-    def hand_over(self, weight: Tensor, parametrization: Parametrization) -> Tensor:
-        """The normalized weight, for whatever the current stream does with it."""
+    def hand_over(self, originals: Originals, parametrization: Parametrization) -> Tensor:
+        """The constrained tensor, for whatever the current stream does with it."""
         if self.stream is not None:
-            streams.hand_over(self.stream, self.weight_sn, *self.state)
-        around = recomputation.around_access()
-        if around:
-            recomputation.replay(around, parametrization.owner)  # what was kept here: it is this
-            recomputation.keep(around, parametrization.owner, self.state)
-        if functorch.active():  # to which its graph is unknown
-            return parametrization.again(weight, self.state)
-        return self.weight_sn if torch.is_grad_enabled() else self.weight_sn.detach()
+            made = [each for each in self.output if isinstance(each, Tensor)]
+            streams.hand_over(self.stream, *made)
+        return parametrization.hand_over(originals, self.output)
+
+
+def are_same(one: Originals, other: Originals) -> bool:
+    """Whether both are of the same tensors."""
+    return all(map(is_, one, other))
+
+
+def _contents(original: Tensor) -> tuple[object, ...]:
+    """What tells the values of a tensor from those that it will have."""
+    return (
+        version(original),
+        memory_of(original),
+        original.stride(),
+        fingerprint(original),
+        original.requires_grad,
+    )
 
 
 def is_running(frame: FrameType | None) -> bool:

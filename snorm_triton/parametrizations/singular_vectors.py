@@ -154,7 +154,7 @@ class SingularVectors(Parametrization):
         return tuple(self._identity(name) for name in self._vectors())
 
     def _identity(self, name: str) -> tuple[Any, int]:
-        vector = getattr(self, name)
+        vector: Any = self._buffers[name]  # past Module's attribute lookup
         return memory_of(vector), version(vector)
 
     def _still_drawn(self) -> tuple[str, ...]:

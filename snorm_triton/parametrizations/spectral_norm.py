@@ -15,14 +15,14 @@ from ..checkpoints.layouts import rename_legacy
 from ..checkpoints.missing_v import right_vector
 from ..functional import l2_normalize, state_dtype
 from ..ops import modes, recomputation
-from ..ops.calls import Access, Evaluate, Iterate, Normalized, Replay, State
+from ..ops.calls import Access, Evaluate, Iterate, Normalized, Replay
 from ..ops.dispatch import select
 from ..ops.state import overwrite
 from ..torch_internals import functorch
 from ..torch_internals.checkpoints import unseen
 from ..torch_internals.storage import version
 from . import updates
-from .base import Prepared, evaluations
+from .base import Originals, Prepared, evaluations
 from .iteration import choose
 from .options import OPTIONS, Options, SpectralNormOptions, check_dim, check_vectors
 from .prepared import PreparedWeight
@@ -97,29 +97,30 @@ class SpectralNormParametrization(SingularVectors):
         """Whether an access in this mode iterates where one is due."""
         return (self.training or self.options.power_iter_on_eval) and evaluations.depth == 0
 
-    def constrain(self, weight: Tensor, compiles: bool) -> Tensor:
+    def forward(self, weight: Tensor) -> Tensor:
         """``weight / sigma``, of the weight's shape, dtype and memory layout."""
         if weight.ndim == 1:
             return self._divide_by_length(weight)
         prepared: Prepared | None = self.__dict__.get("prepared")  # past Module's attribute lookup
-        if prepared is not None and prepared.serves(weight, self):
-            return prepared.hand_over(weight, self)
-        if compiles:
-            return self._normalize(weight, modes.compiling(weight), None)
-        if recomputation.is_possible() or not torch.is_grad_enabled():
-            checkpoints = recomputation.around()
-            with unseen():
-                return self._normalize(weight, modes.running(weight), checkpoints)
-        return self._normalize(weight, modes.running(weight), [])
+        if prepared is not None and prepared.serves((weight,), self):
+            return prepared.hand_over((weight,), self)
+        checkpoints = recomputation.around_access()
+        if not checkpoints:
+            return self._normalize(weight, checkpoints)
+        with unseen():
+            return self._normalize(weight, checkpoints)
 
-    def _normalize(
-        self, weight: Tensor, mode: modes.Mode, checkpoints: recomputation.Checkpoints | None
-    ) -> Tensor:
-        access = self.access(weight, checkpoints)
+    def _normalize(self, weight: Tensor, checkpoints: recomputation.Checkpoints | None) -> Tensor:
+        access, mode = self.access((weight,), checkpoints), modes.current(weight)
         output = mode.normalize(access)
         mode.write((access,), (output,))
-        self.settle(access, output)
+        self.settle(access, output, checkpoints)
         return output.weight_sn
+
+    def joins(self, originals: Originals) -> bool:
+        """Whether the weight is a real matrix."""
+        (weight,) = originals
+        return weight.ndim > 1 and not weight.is_complex()
 
     def _divide_by_length(self, weight: Tensor) -> Tensor:
         weight_sn, sigma = l2_normalize(weight, self.options.eps)
@@ -128,8 +129,9 @@ class SpectralNormParametrization(SingularVectors):
         overwrite([self._sigma], [sigma.detach()])
         return weight_sn
 
-    def access(self, weight: Tensor, checkpoints: recomputation.Checkpoints | None) -> Access:
-        """What an access to a ``weight`` of two dimensions or more computes here and now."""
+    def access(self, originals: Originals, checkpoints: recomputation.Checkpoints | None) -> Access:
+        """What an access to a weight of two dimensions or more computes here and now."""
+        (weight,) = originals
         known = self.__dict__  # past Module's attribute lookup
         if known.get("_drawn") is not None:
             self._wake(weight)
@@ -149,17 +151,24 @@ class SpectralNormParametrization(SingularVectors):
             step,
             self.output_dtype(weight) if options.autocast_output else weight.dtype,
             options.backend,
-            checkpoints,
         )
 
     @staticmethod
     def compute(accesses: Sequence[Access]) -> list[Normalized]:
         """W / sigma of each."""
-        return modes.current(accesses[0].weight).normalize_together(accesses)
+        mode = modes.current(accesses[0].weight)
+        outputs = mode.normalize_together(accesses)
+        mode.write(accesses, outputs)
+        return outputs
 
-    def settle(self, access: Access, output: Normalized) -> None:
+    def settle(
+        self,
+        access: Access,
+        output: Normalized,
+        checkpoints: recomputation.Checkpoints | None,
+    ) -> None:
         """Note what an access took."""
-        if access.checkpoints is None:
+        if checkpoints is None:
             return
         known = self.__dict__  # past Module's way to set attributes
         known["is_sigma_known"] = True
@@ -172,9 +181,9 @@ class SpectralNormParametrization(SingularVectors):
         elif type(access.step) is Evaluate and not functorch.active():
             known["_evaluated"] = output.sigma.detach(), version(self._sigma)
             if self.options.cache_evaluation and self._outlives(access.weight):
-                known["prepared"] = PreparedWeight(access.weight, output, self)
-        if access.checkpoints:
-            recomputation.keep(access.checkpoints, self.owner, output.state)
+                known["prepared"] = PreparedWeight((access.weight,), output, self)
+        if checkpoints:
+            recomputation.keep(checkpoints, self.owner, output.state)
 
     def _outlives(self, weight: Tensor) -> bool:
         """Whether what was computed of it serves later accesses without gradients."""
@@ -186,8 +195,15 @@ class SpectralNormParametrization(SingularVectors):
             and "_is_fsdp_managed_module" not in self.__dict__
         )
 
-    def again(self, weight: Tensor, state: State) -> Tensor:
-        """``weight / sigma`` for a state that is known, differentiable in ``weight``."""
+    def hand_over(self, originals: Originals, output: Normalized) -> Tensor:
+        """``weight / sigma`` as it was computed ahead, and what that took for checkpoints."""
+        around, state = recomputation.around_access(), output.state
+        if around:
+            recomputation.replay(around, self.owner)  # what was kept here: it is this
+            recomputation.keep(around, self.owner, state)
+        if not functorch.active():
+            return super().hand_over(originals, output)
+        (weight,) = originals
         options, dtype = self.options, self.output_dtype(weight)
         access = Access(
             weight, state.u, state.v, options.dim or 0, Replay(state.sigma), dtype, options.backend

@@ -10,7 +10,6 @@ from typing import Protocol
 
 import torch
 from torch import Tensor
-from torch.nn import Parameter
 
 from ...torch_internals import functorch
 from ...torch_internals.tracing import is_tracing
@@ -34,25 +33,14 @@ class Mode(Protocol):
 
 def current(weight: Tensor) -> Mode:
     """The way of an access to ``weight`` here and now."""
-    return compiling(weight) if torch.compiler.is_compiling() else running(weight)
-
-
-def running(weight: Tensor) -> Mode:
-    """As :func:`current`, where nothing compiles."""
-    if type(weight) not in _PLAIN and is_sharded(weight):
-        return _sharded()
-    # A tracer may have no operations in its graph but torch's own.
-    return composite if is_tracing() or functorch.active() else eager
-
-
-def compiling(weight: Tensor) -> Mode:
-    """As :func:`current`, where torch.compile or torch.export traces."""
     if is_sharded(weight):
         return _sharded()
-    return composite if functorch.active() else compiled
-
-
-_PLAIN = (Parameter, Tensor)
+    if functorch.active():
+        return composite
+    if torch.compiler.is_compiling():
+        return compiled
+    # A tracer may have no operations in its graph but torch's own.
+    return composite if is_tracing() else eager
 
 
 def _sharded() -> Mode:

@@ -26,7 +26,7 @@ R = TypeVar("R")
 
 def normalize(access: Access) -> Normalized:
     """W / sigma, whatever the backend; sigma is differentiable."""
-    weight, u, v, dim, step, dtype, _, _ = access
+    weight, u, v, dim, step, dtype, _ = access
     if not isinstance(step, Replay):
         matrix = in_dtype_of(weight, u).movedim(dim, 0).flatten(1).contiguous()
         u, v = without_autocast(weight.device.type, _directions, matrix, u, v, step)

@@ -20,7 +20,7 @@ BUCKET_BYTES = 25 * 2**20  # of weights; as DistributedDataParallel's buckets of
 
 def normalize(access: Access) -> Normalized:
     """W / sigma, and the u, v and sigma it took; sigma of a real weight has no gradient."""
-    weight, u, v, dim, step, dtype, name, _ = access
+    weight, u, v, dim, step, dtype, name = access
     if weight.numel() == 0:
         return Normalized((weight * 1).to(dtype), u, v, u.new_zeros(()))
     backend, dense, view = place(weight, dim, name)
@@ -53,7 +53,7 @@ def normalize_together(accesses: Sequence[Access], apart: bool = False) -> list[
     """
     results: dict[int, Normalized] = {}
     groups: dict[tuple[Backend, torch.device, bool], list[tuple[int, Tensor, Call]]] = {}
-    for i, (weight, u, v, dim, step, dtype, name, _) in enumerate(accesses):
+    for i, (weight, u, v, dim, step, dtype, name) in enumerate(accesses):
         if weight.numel() == 0 or weight.is_complex():
             results[i] = normalize(accesses[i])
         else:

@@ -58,7 +58,7 @@ def normalize(access: Access) -> Normalized:
     ``weight_sn`` has the weight's placements. Every rank of the mesh must call it, in one order.
     """
     access = _at_run_time(access)
-    weight, u, v, dim, step, dtype, backend, _ = access
+    weight, u, v, dim, step, dtype, backend = access
     check(weight, backend)
     assert isinstance(weight, DTensor)
     layout, shard = Layout(weight, dim), cast(Tensor, _Shard.apply(weight))
