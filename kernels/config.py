@@ -24,6 +24,10 @@ VECTOR_BLOCK = 256
 SHARE_COLUMNS = 64  # of s, summed by one program
 SHARE_ROWS = 32  # shares of s taken at a time: each time waits for memory
 
+SCALING_BLOCK = 4096  # elements of rows that one program scales, if rows are shorter
+FEWEST_SCALED = 1024  # of them, where there are less than PROGRAMS otherwise
+SCALING_PARTS = 256  # into which the sums over few long rows are split
+
 
 class SmallTile(NamedTuple):
     """A tile that holds the whole matrix."""
@@ -157,3 +161,41 @@ def apply_tile(rows: int, columns: int, itemsize: int, warp_size: int) -> RowTil
     tile_rows = min(4096 // block_n, next_power_of_two(rows))
     programs = ceil_div(rows, tile_rows) * ceil_div(columns, block_n)
     return RowTile(tile_rows, block_n, programs, warps(tile_rows * block_n, itemsize, warp_size))
+
+
+def rows_side_by_side(P: int, Q: int) -> int:
+    """The rows that a program takes at least, so that short runs fill sectors; lines, if Q = 1."""
+    if Q == 1:
+        return 4 * SECTOR
+    return SECTOR if P > 1 and Q < SECTOR else 1
+
+
+def scaling_tile(P: int, M: int, Q: int, itemsize: int, warp_size: int) -> RowTile:
+    """The tile of rows that are scaled to a norm: whole rows where they fit on chip, or chunks.
+
+    Chunks are half of what fits: addresses of two loops more take registers too.
+    """
+    side_by_side = min(rows_side_by_side(P, Q), next_power_of_two(M))
+    widest = WIDEST_ROW // (itemsize // 4) ** 2 // side_by_side
+    block_n = next_power_of_two(P * Q)
+    block_n = block_n if block_n <= widest else widest // 2
+    rows = max(FEWEST_SCALED // block_n, last_power_of_two(M // PROGRAMS))
+    rows = max(side_by_side, min(rows, SCALING_BLOCK // block_n, next_power_of_two(M)))
+    threads = min(512, warps(rows * block_n, itemsize, warp_size) * warp_size)
+    return RowTile(rows, block_n, ceil_div(M, rows), threads // warp_size)
+
+
+def is_split(tile: RowTile, N: int) -> bool:
+    """Whether rows are so few and so long that several programs share each of them."""
+    return tile.BLOCK_N < N and tile.programs < PROGRAMS
+
+
+def split_tile(P: int, M: int, Q: int, itemsize: int, warp_size: int) -> RowTile:
+    """The tile of rows that programs share, and the programs that sum: as many for each row block.
+
+    Every program of the launch after them reads all sums over its rows: they are few.
+    """
+    rows = min(rows_side_by_side(P, Q), next_power_of_two(M))
+    block_n, row_blocks = SCALING_BLOCK // rows, ceil_div(M, rows)
+    parts = min(ceil_div(P * Q, block_n), ceil_div(SCALING_PARTS, row_blocks))
+    return RowTile(rows, block_n, row_blocks * parts, warps(SCALING_BLOCK, itemsize, warp_size))

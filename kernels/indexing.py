@@ -57,7 +57,7 @@ def reciprocal_of_power(x):
 
 @triton.jit
 def reciprocal(x):
-    """1 / x of a scalar rounded to nearest: plain float32 division compiles to less."""
+    """1 / x of few elements rounded to nearest: plain float32 division compiles to less."""
     if x.dtype == tl.float64:
         return 1.0 / x
     else:
@@ -72,7 +72,7 @@ def reciprocal_at_least(norm, eps):
 
 @triton.jit
 def square_root(x):
-    """The square root of a scalar rounded to nearest, as for ``reciprocal``."""
+    """The square root of few elements rounded to nearest, as for ``reciprocal``."""
     if x.dtype == tl.float64:
         return tl.sqrt(x)
     else:

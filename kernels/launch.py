@@ -49,3 +49,9 @@ def layout_of(view: MatrixView, columns: int) -> dict[str, int | bool]:
     plain = view.P == 1
     factor = hidden_factor(columns)
     return {"FACTOR": factor, "Q": 0 if plain else view.Q, "K": view.K, "PLAIN": plain}
+
+
+def rows_of(view: MatrixView) -> dict[str, int | bool]:
+    """The constexprs of ``layout_of`` for kernels to which the order of columns does not matter."""
+    layout = layout_of(view, view.N)
+    return {name: layout[name] for name in ("FACTOR", "Q", "PLAIN")}

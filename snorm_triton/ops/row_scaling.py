@@ -1,0 +1,44 @@
+"""What weight normalization asks of a backend, and what comes of it: plain values."""
+
+from __future__ import annotations
+
+from typing import NamedTuple
+
+import torch
+from torch import Tensor
+
+from .matrix_view import MatrixView
+
+
+class RowScaling(NamedTuple):
+    """Rows of a dense weight, of which no gradient is taken, to be scaled to the norms ``g``.
+
+    ``g`` has a row's norm each, contiguous in whatever shape, in the weight's dtype or float32.
+    ``dtype`` is that of the result. How ``view`` orders columns does not matter.
+    """
+
+    weight: Tensor
+    view: MatrixView
+    g: Tensor
+    dtype: torch.dtype
+
+
+class RowScaled(NamedTuple):
+    """``g v / |v|`` by rows, laid out as v is, and the norms ``|v|``, shape (M,).
+
+    A row whose norm is zero is divided by 1. The norms are float64 of a float64 weight, else
+    float32.
+    """
+
+    weight: Tensor
+    norms: Tensor
+
+
+class RowScalingGradient(NamedTuple):
+    """The gradient of the scaled rows, laid out as the dense weight is, and what they came from."""
+
+    grad: Tensor
+    weight: Tensor
+    view: MatrixView
+    g: Tensor
+    norms: Tensor
