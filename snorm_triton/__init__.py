@@ -1,8 +1,9 @@
 """Spectral normalization for PyTorch as one fused step, in Triton on GPUs and torch elsewhere."""
 
 from . import functional
-from .api import refresh_spectral_norm, remove_spectral_norm, spectral_norm
-from .apply import apply_spectral_norm
+from .api.spectral_norm import refresh_spectral_norm, remove_spectral_norm, spectral_norm
+from .api.weight_norm import apply_weight_norm, remove_weight_norm, weight_norm
+from .api.whole_models import apply_spectral_norm
 from .checkpoints.state_dicts import convert_state_dict
 from .models import (
     SNDCGANDiscriminator,
@@ -12,10 +13,12 @@ from .models import (
 )
 from .modules.conversion import convert_spectral_norm
 from .modules.folding import fold
+from .modules.spectral_norm import SpectralNormWrapper
 from .modules.torch_patch import patch_torch
-from .modules.wrapper import SpectralNormWrapper
+from .modules.weight_norm_conversion import convert_weight_norm
 from .ops.recomputation import checkpoint_contexts
 from .parametrizations.spectral_norm import SpectralNormParametrization
+from .parametrizations.weight_norm import WeightNormParametrization
 from .reports import backend_report, log_sigmas, sigmas
 from .selection import left_out
 
@@ -28,12 +31,15 @@ __all__ = [
     "SNResNetGenerator",
     "SpectralNormParametrization",
     "SpectralNormWrapper",
+    "WeightNormParametrization",
     "__version__",
     "apply_spectral_norm",
+    "apply_weight_norm",
     "backend_report",
     "checkpoint_contexts",
     "convert_spectral_norm",
     "convert_state_dict",
+    "convert_weight_norm",
     "fold",
     "functional",
     "left_out",
@@ -41,6 +47,8 @@ __all__ = [
     "patch_torch",
     "refresh_spectral_norm",
     "remove_spectral_norm",
+    "remove_weight_norm",
     "sigmas",
     "spectral_norm",
+    "weight_norm",
 ]

@@ -11,7 +11,7 @@ from torch.distributed.tensor import DTensor
 from torch.distributed.tensor.parallel import ParallelStyle
 from torch.distributed.tensor.parallel import parallelize_module as torch_parallelize_module
 
-from .modules.wrapper import SpectralNormWrapper
+from .modules.spectral_norm import SpectralNormWrapper
 from .ops.modes.sharded import check
 from .ops.modes.shards import broadcast
 from .parametrizations.spectral_norm import SpectralNormParametrization

@@ -9,7 +9,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn.utils.parametrize import ParametrizationList
 
-from .modules.wrapper import SpectralNormWrapper
+from .modules.spectral_norm import SpectralNormWrapper
 from .ops.dispatch import SHARDED, is_sharded, select
 from .ops.matrix_view import matrix_view
 from .torch_internals.parametrize import LegacySpectralNorm, TorchSpectralNorm

@@ -10,10 +10,19 @@ from torch import nn
 from torch.nn.parameter import is_lazy
 from torch.nn.utils.parametrize import is_parametrized
 
-from .modules.wrapper import SpectralNormWrapper
+from .modules.lazy import waiting
+from .modules.spectral_norm import SpectralNormWrapper
+from .modules.weight_norm import WeightNormWrapper
+from .modules.wrapper import Wrapper
 from .parametrizations.spectral_norm import SpectralNormParametrization
+from .parametrizations.weight_norm import WeightNormParametrization
 from .reports import check_model
-from .torch_internals.parametrize import LegacySpectralNorm, TorchSpectralNorm
+from .torch_internals.parametrize import (
+    LegacySpectralNorm,
+    LegacyWeightNorm,
+    TorchSpectralNorm,
+    TorchWeightNorm,
+)
 
 NORMALIZED_TYPES: tuple[type[nn.Module], ...] = (
     nn.Linear,
@@ -35,6 +44,13 @@ class LeftOut(NamedTuple):
     reason: str
 
 
+class Constraint(NamedTuple):
+    """Of which modules a constraint takes ``weight`` by default, and where it is on already."""
+
+    types: tuple[type[nn.Module], ...]
+    is_on: Callable[[nn.Module, str], bool]
+
+
 class Selection(NamedTuple):
     """What to normalize: patterns of parameters' names, and of which modules."""
 
@@ -43,6 +59,7 @@ class Selection(NamedTuple):
     exclude: tuple[type[nn.Module], ...]
     exclude_names: tuple[str, ...]
     predicate: Callable[[str, nn.Module], bool] | None
+    constraint: Constraint
 
     def check(self, model: nn.Module) -> None:
         """Raise TypeError for a value of the wrong type, ValueError for a name of nothing."""
@@ -67,13 +84,13 @@ class Selection(NamedTuple):
         """The parameters to normalize: qualified name, module, name."""
         for path, module in model.named_modules():
             for name in _tensors(module):
-                if self.takes(path, module, name) and not is_normalized(module, name):
+                if self.takes(path, module, name) and not self.constraint.is_on(module, name):
                     yield f"{path}.{name}" if path else name, module, name
 
-    def finds_normalized(self, model: nn.Module) -> bool:
+    def finds_taken(self, model: nn.Module) -> bool:
         """Whether a parameter that it takes is normalized already."""
         return any(
-            self.takes(path, module, name) and is_normalized(module, name)
+            self.takes(path, module, name) and self.constraint.is_on(module, name)
             for path, module in model.named_modules()
             for name in _tensors(module)
         )
@@ -82,7 +99,7 @@ class Selection(NamedTuple):
         """Whether it takes the parameter ``name`` of the module at ``path``."""
         include = self.include
         if include is None:
-            include = NORMALIZED_TYPES if name == "weight" else (nn.Module,)
+            include = self.constraint.types if name == "weight" else (nn.Module,)
         return (
             any(_matches(pattern, module, name) for pattern in self.names)
             and isinstance(module, include)
@@ -121,17 +138,33 @@ def _reason(module: nn.Module, name: str) -> str:
 
 
 def is_normalized(module: nn.Module, name: str) -> bool:
-    """Whether the parameter is normalized already: by us, by torch, or by torch's legacy hook."""
+    """Whether a spectral norm is on the parameter: ours, torch's, or torch's legacy hook."""
+    kinds = (SpectralNormParametrization, TorchSpectralNorm)
+    return _is_on(module, name, LegacySpectralNorm, SpectralNormWrapper, kinds)
+
+
+def is_weight_normalized(module: nn.Module, name: str) -> bool:
+    """Whether a weight norm is on the parameter: ours, torch's, or torch's legacy hook."""
+    kinds = (WeightNormParametrization, TorchWeightNorm)
+    return _is_on(module, name, LegacyWeightNorm, WeightNormWrapper, kinds)
+
+
+def _is_on(
+    module: nn.Module, name: str, hook: Any, wrapper: type[Wrapper], kinds: tuple[Any, ...]
+) -> bool:
     hooks = module._forward_pre_hooks.values()
-    if any(isinstance(hook, LegacySpectralNorm) and hook.name == name for hook in hooks):
+    if any(isinstance(each, hook) and each.name == name for each in hooks):
         return True
-    if SpectralNormWrapper(module, name).is_deferred:
+    if waiting(module, name, wrapper):
         return True
     if not is_parametrized(module, name):
         return False
     all_lists: Any = module.parametrizations
-    ours_or_torchs = (SpectralNormParametrization, TorchSpectralNorm)
-    return any(isinstance(p, ours_or_torchs) for p in all_lists[name])
+    return any(isinstance(p, kinds) for p in all_lists[name])
+
+
+SPECTRAL_NORM = Constraint(NORMALIZED_TYPES, is_normalized)
+WEIGHT_NORM = Constraint(NORMALIZED_TYPES[:7], is_weight_normalized)  # Linear and convolutions
 
 
 def _tensors(module: nn.Module) -> list[str]:
@@ -143,7 +176,7 @@ def _tensors(module: nn.Module) -> list[str]:
     names += [
         hook.name
         for hook in module._forward_pre_hooks.values()
-        if isinstance(hook, LegacySpectralNorm)
+        if isinstance(hook, LegacySpectralNorm | LegacyWeightNorm)
     ]
     names += [name for name in ("weight",) if module._buffers.get(name) is not None]
     return list(dict.fromkeys(names))

@@ -9,7 +9,8 @@ import torch
 import snorm_triton
 
 MODULES = [
-    "snorm_triton.api",
+    "snorm_triton.api.spectral_norm",
+    "snorm_triton.api.weight_norm",
     "snorm_triton.checkpoints.state_dicts",
     "snorm_triton.modules.conversion",
     "snorm_triton.functional",
@@ -17,9 +18,10 @@ MODULES = [
     "snorm_triton.modules.torch_patch",
     "snorm_triton.ops.recomputation",
     "snorm_triton.reports",
-    "snorm_triton.apply",
+    "snorm_triton.api.whole_models",
     "snorm_triton.selection",
-    "snorm_triton.modules.wrapper",
+    "snorm_triton.modules.spectral_norm",
+    "snorm_triton.modules.weight_norm_conversion",
     "snorm_triton.models.sn_resnet",
     "snorm_triton.models.sn_dcgan",
 ]

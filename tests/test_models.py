@@ -7,7 +7,7 @@ import torch
 from torch import nn
 from torch.nn.utils import parametrizations, parametrize
 
-from snorm_triton.api import spectral_norm
+from snorm_triton import spectral_norm
 from snorm_triton.models import (
     SNDCGANDiscriminator,
     SNDCGANGenerator,

@@ -7,7 +7,7 @@ import torch
 from torch.nn.utils import parametrizations
 from tqdm import tqdm
 
-from ..api import spectral_norm
+from ..api.spectral_norm import spectral_norm
 from ..models.arguments import Normalization
 from .data import NUM_CLASSES, DigitReader, load_digits, rows_of_digits
 from .history import ROWS_SHOWN, History, write_csv

@@ -8,7 +8,7 @@ from torch import Tensor
 from torch.optim.lr_scheduler import LinearLR
 from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
 
-from ..api import spectral_norm
+from ..api.spectral_norm import spectral_norm
 from ..models import SNResNetDiscriminator, SNResNetGenerator
 from ..models.arguments import Normalization
 from .losses import discriminator_loss, generator_loss

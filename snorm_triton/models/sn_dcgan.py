@@ -8,7 +8,7 @@ first forward; here weights are drawn first. Either way the raw weights start as
 
 from torch import Tensor, nn
 
-from ..api import spectral_norm
+from ..api.spectral_norm import spectral_norm
 from .arguments import Normalization, check_normalization, check_sizes
 from .blocks import normalize_layers
 

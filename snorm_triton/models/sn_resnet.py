@@ -12,7 +12,7 @@ from typing import Self
 from torch import Tensor, nn
 from torch.nn import functional
 
-from ..api import spectral_norm
+from ..api.spectral_norm import spectral_norm
 from .arguments import (
     Normalization,
     check_labels,

@@ -13,7 +13,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn.utils.parametrize import ParametrizationList
 
-from ..parametrizations.base import Originals, Parametrization, evaluating
+from ..parametrizations.base import SUFFIXES, Parametrization, evaluating
 from ..torch_internals import functorch
 from ..torch_internals.parametrize import is_caching
 from .lost_changes import warn
@@ -55,8 +55,12 @@ class ConstrainedList(ParametrizationList):
         if len(parametrizations) == 1:
             only = parametrizations["0"]
             if isinstance(only, Parametrization) and not _has_hooks(only):
-                return only.forward(*originals_of(self))  # type: ignore[no-any-return]
+                originals = (known["_parameters"] or known["_buffers"]).values()
+                return only.forward(*originals)  # type: ignore[no-any-return]
         return super().forward()
+
+    def settle(self) -> None:
+        """Before the originals are read: see that they are what was written into the tensor."""
 
     def right_inverse(self, value: Tensor) -> None:
         """Set the tensor before parametrization: ``module.weight *= 2`` changes and assigns."""
@@ -78,15 +82,17 @@ class ConstrainedList(ParametrizationList):
 _OWN = ("_handed_out", "_shown")
 
 
-def originals_of(parametrizations: ParametrizationList) -> Originals:
-    """The tensors before parametrization, be they parameters or buffers."""
-    known = parametrizations.__dict__  # past Module's attribute lookup
-    return tuple((known["_parameters"] or known["_buffers"]).values())
+def originals_of(parametrizations: ParametrizationList) -> dict[str, Tensor]:
+    """The tensors before parametrization by torch's names, be they parameters or buffers."""
+    if isinstance(parametrizations, ConstrainedList):
+        parametrizations.settle()
+    originals: Any = parametrizations._parameters or parametrizations._buffers
+    return dict(originals)
 
 
 def refresh_list(parametrizations: ParametrizationList, n_power_iterations: int) -> None:
     """Bring the state of each in line with the tensor as it is now, whatever the mode."""
-    inputs: list[Any] = list(originals_of(parametrizations))
+    inputs: list[Any] = list(originals_of(parametrizations).values())
     with evaluating(), torch.no_grad():
         for parametrization in parametrizations:
             if isinstance(parametrization, Parametrization):
@@ -117,7 +123,7 @@ def make_fast(cls: type[nn.Module], name: str) -> None:
 
 def read_through(cls: type[nn.Module], name: str) -> None:
     """Let what torch's hooks call ``weight_orig``, ``weight_u`` and the like be read; no state."""
-    for suffix in ("_orig", *Parametrization.suffixes):
+    for suffix in SUFFIXES:
         if not hasattr(cls, name + suffix):
             setattr(cls, name + suffix, property(partial(_read, name=name, suffix=suffix)))
 
@@ -125,11 +131,12 @@ def read_through(cls: type[nn.Module], name: str) -> None:
 def _read(module: nn.Module, name: str, suffix: str) -> Tensor:
     all_lists: Any = module._modules.get("parametrizations")
     parametrizations: Any = () if all_lists is None else all_lists._modules.get(name, ())
-    if suffix == "_orig" and hasattr(parametrizations, "original"):
-        return parametrizations.original  # type: ignore[no-any-return]
     for each in parametrizations:
-        if isinstance(each, Parametrization) and suffix in each.aliases:
-            return getattr(each, each.aliases[suffix])  # type: ignore[no-any-return]
+        found = None
+        if isinstance(each, Parametrization):
+            found = each.alias(suffix, tuple(originals_of(parametrizations).values()))
+        if found is not None:
+            return found
     raise AttributeError(f"{type(module).__name__} has no attribute {name + suffix!r}")
 
 

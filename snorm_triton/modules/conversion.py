@@ -19,8 +19,8 @@ from ..parametrizations.spectral_norm import SpectralNormParametrization
 from ..torch_internals.parametrize import LegacySpectralNorm, TorchSpectralNorm
 from .copying import own_class
 from .loading import forget_checkpoints
+from .spectral_norm import SpectralNormWrapper
 from .whole_model import detach
-from .wrapper import SpectralNormWrapper
 
 M = TypeVar("M", bound=nn.Module)
 Vectors = tuple[Tensor, Tensor]

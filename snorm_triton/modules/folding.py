@@ -1,25 +1,35 @@
-"""Every spectral norm of a model baked in, whoever made it."""
+"""Every spectral and weight norm of a model baked in, whoever made it."""
 
 from __future__ import annotations
 
 from typing import Any
 
 from torch import nn
-from torch.nn.utils import remove_spectral_norm as remove_hook
-from torch.nn.utils.parametrize import is_parametrized, remove_parametrizations
+from torch.nn.utils import remove_spectral_norm, remove_weight_norm
+from torch.nn.utils.parametrize import is_parametrized
 
 from ..parametrizations.spectral_norm import SpectralNormParametrization
-from ..torch_internals.parametrize import LegacySpectralNorm, TorchSpectralNorm
+from ..parametrizations.weight_norm import WeightNormParametrization
+from ..torch_internals.parametrize import (
+    LegacySpectralNorm,
+    LegacyWeightNorm,
+    TorchSpectralNorm,
+    TorchWeightNorm,
+)
 from .lazy import waiting
 from .whole_model import detach
-from .wrapper import SpectralNormWrapper
+from .wrapper import take_off
+
+_OURS = (SpectralNormParametrization, WeightNormParametrization)
+_TORCHS = (TorchSpectralNorm, TorchWeightNorm)
+_HOOKS = (LegacySpectralNorm, LegacyWeightNorm)
 
 
 def fold(model: nn.Module) -> list[str]:
     """Bake the normalized weights of a model in, as evaluation has them, for serving and export.
 
-    Ours and both of torch's: :func:`torch.nn.utils.spectral_norm` and
-    :func:`torch.nn.utils.parametrizations.spectral_norm`. Nothing iterates.
+    Spectral and weight norms, ours and both of torch's: the hooks of :mod:`torch.nn.utils` and the
+    parametrizations of :mod:`torch.nn.utils.parametrizations`. Nothing iterates.
 
     Args:
         model: any module; itself a candidate.
@@ -40,52 +50,48 @@ def fold(model: nn.Module) -> list[str]:
     if not isinstance(model, nn.Module):
         raise TypeError(f"model must be a torch.nn.Module, got {type(model).__name__}")
     found = [
-        (f"{path}.{name}" if path else name, module, name, is_hook)
+        (f"{path}.{name}" if path else name, module, name, hook)
         for path, module in list(model.named_modules())
-        for name, is_hook in _normalized(module)
+        for name, hook in _normalized(module)
     ]
-    for where, module, name, is_hook in found:
-        _check(where, module, name, is_hook)
-    for _, module, name, is_hook in found:
-        if is_hook:
-            remove_hook(module, name)
-        elif SpectralNormWrapper(module, name).parametrizations:
-            SpectralNormWrapper(module, name).remove()
+    for where, module, name, hook in found:
+        _check(where, module, name, hook)
+    for _, module, name, hook in found:
+        if isinstance(hook, LegacySpectralNorm):
+            remove_spectral_norm(module, name)
+        elif hook is not None:
+            remove_weight_norm(module, name)
         else:
-            parametrizations: Any = module.parametrizations
-            parametrizations[name].eval()  # an access in training iterates
-            remove_parametrizations(module, name)
+            all_lists: Any = module.parametrizations
+            all_lists[name].eval()  # an access in training iterates
+            take_off(module, name)
     detach(model)
     return [where for where, *_ in found]
 
 
-def _normalized(module: nn.Module) -> list[tuple[str, bool]]:
-    """The names of a module's normalized parameters, and whether torch's hook computes them."""
+def _normalized(module: nn.Module) -> list[tuple[str, Any]]:
+    """The names of a module's normalized parameters, each with torch's hook or None."""
     hooks = module._forward_pre_hooks.values()
-    found = [(hook.name, True) for hook in hooks if isinstance(hook, LegacySpectralNorm)]
-    found += [(each.name, False) for each in waiting(module)]
+    found = [(hook.name, hook) for hook in hooks if isinstance(hook, _HOOKS)]
+    found += [(each.name, None) for each in waiting(module)]
     if is_parametrized(module):
         all_lists: Any = module.parametrizations
         for name, each in all_lists.items():
-            if any(isinstance(p, SpectralNormParametrization | TorchSpectralNorm) for p in each):
-                found.append((name, False))
+            if any(isinstance(p, (*_OURS, *_TORCHS)) for p in each):
+                found.append((name, None))
     return found
 
 
-def _check(where: str, module: nn.Module, name: str, is_hook: bool) -> None:
-    if is_hook:
+def _check(where: str, module: nn.Module, name: str, hook: Any) -> None:
+    if hook is not None:
         return
     if waiting(module, name):
         raise ValueError(f"{where} waits for its lazy module: run a forward first")
-    parametrizations: Any = module.parametrizations
-    kinds = {isinstance(p, SpectralNormParametrization) for p in parametrizations[name]}
-    others = [
-        type(p).__name__
-        for p in parametrizations[name]
-        if not isinstance(p, SpectralNormParametrization | TorchSpectralNorm)
-    ]
+    all_lists: Any = module.parametrizations
+    kinds = {isinstance(p, _OURS) for p in all_lists[name]}
+    others = [type(p).__name__ for p in all_lists[name] if not isinstance(p, (*_OURS, *_TORCHS))]
     if others or len(kinds) > 1:
         raise ValueError(
-            f"{where} has {', '.join(others) or 'spectral norms of two kinds'} on it too: take all "
+            f"{where} has {', '.join(others) or 'norms of ours and of torch'} on it too: take all "
             "off with torch.nn.utils.parametrize.remove_parametrizations, or convert it"
         )

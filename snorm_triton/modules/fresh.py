@@ -99,7 +99,7 @@ class FreshList(ConstrainedList):
         super().right_inverse(value)
 
     def __getattr__(self, name: str) -> Any:
-        if name == "original" and not torch.compiler.is_compiling():
+        if name.startswith("original") and not torch.compiler.is_compiling():
             self.adopt()
         return super().__getattr__(name)
 
@@ -123,7 +123,7 @@ def constrain(module: nn.Module, name: str) -> None:
     if not isinstance(parametrizations, ConstrainedList):
         parametrizations.__class__ = FreshList
         parametrizations._born = updates.steps
-    if watches(module) and parametrizations.is_tensor:
+    if watches(module):
         parametrizations.watched = name
     make_fast(type(module), name)
     read_through(type(module), name)

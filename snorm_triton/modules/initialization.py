@@ -4,7 +4,8 @@ from __future__ import annotations
 
 from typing import Any
 
-from torch import nn
+import torch
+from torch import Tensor, nn
 
 from ..parametrizations.base import Parametrization
 
@@ -29,15 +30,19 @@ def reset_originals(module: nn.Module, *args: Any, **kwargs: Any) -> None:
     if not ours or len(ours) < len(parametrizations):  # others parametrize it too, or alone
         plain.reset_parameters(module, *args, **kwargs)
         return
+    with torch.no_grad():
+        weights = {name: each.original if each.is_tensor else each() for name, each in ours.items()}
     module.__class__ = plain
-    module.__dict__.update({name: each.original for name, each in ours.items()})
-    replaced = {}
+    module.__dict__.update(weights)
+    replaced: dict[str, Tensor | None] = {}
     try:
         module.reset_parameters(*args, **kwargs)  # type: ignore[operator]
     finally:
         for name in ours:
             module.__dict__.pop(name, None)
             replaced[name] = module._parameters.pop(name, None)
+            if replaced[name] is None and not ours[name].is_tensor:
+                replaced[name] = weights[name]
         module.__class__ = parametrized
     for name, each in ours.items():
         new = replaced[name]

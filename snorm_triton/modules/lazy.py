@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from typing import Any
 
 import torch
@@ -10,7 +9,6 @@ from torch import nn
 from torch.nn.parameter import UninitializedParameter, is_lazy
 from torch.utils.hooks import RemovableHandle
 
-from ..checkpoints.layouts import legacy_keys, parametrized_keys
 from .loading import before_load, take_checkpoints
 
 
@@ -21,12 +19,10 @@ class Waiting:
     normalized. It holds names and numbers alone, so that the module can be copied and pickled.
     """
 
-    def __init__(
-        self, name: str, options: Any, register: Callable[[nn.Module, str, Any], None]
-    ) -> None:
+    def __init__(self, name: str, options: dict[str, Any], wrapper: Any) -> None:
         self.name = name
         self.options = options
-        self.register = register  # a function of a file, to be copied and pickled by its name
+        self.wrapper = wrapper  # a class, to be copied and pickled by its name
         self.handles: tuple[RemovableHandle, ...] = ()
         self.attached = False
 
@@ -48,7 +44,7 @@ class Waiting:
         self.cancel()
 
     def attach(self, module: nn.Module) -> None:
-        self.register(module, self.name, self.options)
+        self.wrapper(module, self.name, **self.options).attach()
         self.attached = True
 
     def before_load(
@@ -58,10 +54,7 @@ class Waiting:
 
         The hooks stay until the first forward: torch is iterating over them here.
         """
-        original = state_dict.get(parametrized_keys(prefix, self.name)[0])
-        legacy_original, legacy_u, _ = legacy_keys(prefix, self.name)
-        if original is None and legacy_u in state_dict:
-            original = state_dict.get(legacy_original)
+        original = self.wrapper.saved_weight(state_dict, prefix, self.name)
         if self.attached or original is None or is_lazy(original):
             return
         tensor = module._parameters.get(self.name)
@@ -76,8 +69,14 @@ class Waiting:
         before_load(module, state_dict, prefix, *args)
 
 
-def waiting(module: nn.Module, name: str | None = None) -> list[Waiting]:
-    """The registrations that wait in a module, those of one parameter if it has a name."""
+def waiting(
+    module: nn.Module, name: str | None = None, wrapper: type | None = None
+) -> list[Waiting]:
+    """The registrations that wait in a module, those of one parameter or by one kind if given."""
     hooks = module._forward_pre_hooks.values()
     found = [hook for hook in hooks if isinstance(hook, Waiting) and not hook.attached]
-    return [each for each in found if name in (None, each.name)]
+    return [
+        each
+        for each in found
+        if name in (None, each.name) and (wrapper is None or issubclass(each.wrapper, wrapper))
+    ]

@@ -15,6 +15,7 @@ from torch.nn.parameter import is_lazy
 from torch.nn.utils.parametrize import ParametrizationList, is_parametrized
 
 from ..parametrizations.base import Parametrization
+from .access import originals_of
 
 
 def take_checkpoints(module: nn.Module) -> None:
@@ -42,14 +43,16 @@ def before_load(
 ) -> None:
     """The load hook: it reads the module that it is given, so that copies can have it too."""
     for name, parametrizations, ours in constrained(module):
-        if not parametrizations.is_tensor or is_lazy(parametrizations.original):
+        originals = originals_of(parametrizations)
+        if any(map(is_lazy, originals.values())):
             continue
         path = f"{prefix}parametrizations.{name}"
-        held = {f"{path}.original": parametrizations.original}
+        held = {f"{path}.{key}": tensor for key, tensor in originals.items()}
         older: dict[str, str] = {}
         for position, each in ours.items():
             held |= {f"{path}.{position}.{key}": value for key, value in each.saved().items()}
-            if len(ours) == 1:  # torch's hooks were never stacked
+            # torch's hooks were never stacked.
+            if len(ours) == 1 and (parametrizations.is_tensor or len(parametrizations) == 1):
                 older = each.upgrade(state_dict, prefix, name, f"{path}.{position}")
         misfits = [
             f"size mismatch for {older.get(key, key)}: the checkpoint has "

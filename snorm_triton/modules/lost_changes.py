@@ -38,8 +38,8 @@ def warn(parametrizations: ParametrizationList, name: str) -> None:
     warnings.warn(
         f"{_path_of(parametrizations, name)} was changed in place where it was handed out, "
         "normalized: the parameter is what it was. To change that, assign "
-        f"module.{name} = tensor, or change module.parametrizations.{name}.original under "
-        "torch.no_grad()",
+        f"module.{name} = tensor, or change module.parametrizations.{name}."
+        f"{next(iter(parametrizations._parameters), 'original')} under torch.no_grad()",
         UserWarning,
         stacklevel=level,
     )
@@ -58,4 +58,5 @@ def _path_of(parametrizations: ParametrizationList, name: str) -> str:
         for path, module in model.named_modules():
             if module is parametrizations:
                 return repr(path.replace("parametrizations.", ""))
-    return f"{name!r} of shape {tuple(parametrizations.original.shape)}"
+    *_, original = parametrizations._parameters or parametrizations._buffers
+    return f"{name!r} of shape {tuple(getattr(parametrizations, original).shape)}"

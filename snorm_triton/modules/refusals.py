@@ -32,16 +32,20 @@ def check_tensor(tensor: Tensor, where: str) -> None:
 
 def check_sharding(module: nn.Module, tensor: Tensor, where: str, backend: str) -> None:
     """Raise ValueError for a parameter ``tensor`` of ``module`` that is sharded as none may be."""
-    if not is_sharded(tensor):
-        return
-    if getattr(module, "_is_fsdp_managed_module", False):
+    check_unsharded(module, tensor, where)
+    if is_sharded(tensor):
+        from ..ops.modes.sharded import check
+
+        check(tensor, backend)
+
+
+def check_unsharded(module: nn.Module, tensor: Tensor, where: str) -> None:
+    """Raise ValueError for a parameter that FSDP2 has sharded, which would go on setting it."""
+    if is_sharded(tensor) and getattr(module, "_is_fsdp_managed_module", False):
         raise ValueError(
             f"{where} is sharded by fully_shard already: normalize the model first, then call "
             "fully_shard"
         )
-    from ..ops.modes.sharded import check
-
-    check(tensor, backend)
 
 
 def check_removable(parametrizations: nn.Module, where: str) -> None:

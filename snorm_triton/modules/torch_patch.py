@@ -1,4 +1,4 @@
-"""torch's own spectral norms computed by us, for code that one cannot change."""
+"""torch's own spectral and weight norms computed by us, for code that one cannot change."""
 
 from __future__ import annotations
 
@@ -10,18 +10,24 @@ import torch
 from torch import Tensor, nn
 
 from ..functional import state_dtype
-from ..ops import modes, recomputation
+from ..ops import modes, recomputation, weight_norm
 from ..ops.calls import Access, Iterate, Replay, State
 from ..ops.matrix_view import MatrixView
 from ..ops.modes.composite import without_autocast
 from ..ops.power_iteration import estimate
 from ..ops.state import overwrite
 from ..ops.torch_any_device import Matrix, in_dtype_of
+from ..ops.weight_norm import WeightNormAccess
 from ..parametrizations.iteration import choose
 from ..parametrizations.options import SpectralNormOptions
 from ..torch_internals import functorch
 from ..torch_internals.checkpoints import unseen
-from ..torch_internals.parametrize import LegacySpectralNorm, TorchSpectralNorm
+from ..torch_internals.parametrize import (
+    LegacySpectralNorm,
+    LegacyWeightNorm,
+    TorchSpectralNorm,
+    TorchWeightNorm,
+)
 
 _lock = Lock()
 _active: set[TorchPatch] = set()
@@ -54,10 +60,11 @@ class TorchPatch:
 
 
 def patch_torch() -> TorchPatch:
-    """Compute torch's own spectral norms with our kernels: one line, for code that stays as it is.
+    """Compute torch's own norms with our kernels: one line, for code that stays as it is.
 
-    :func:`torch.nn.utils.spectral_norm`, the hook, and
-    :func:`torch.nn.utils.parametrizations.spectral_norm`, of modules that there are and that come,
+    The hooks :func:`torch.nn.utils.spectral_norm` and :func:`torch.nn.utils.weight_norm`, and
+    the parametrizations :func:`torch.nn.utils.parametrizations.spectral_norm` and
+    :func:`torch.nn.utils.parametrizations.weight_norm`, of modules that there are and that come,
     on any device. All else about the modules stays torch's: names, keys, hooks, buffers, removal.
     Zero weights are divided by 1, u and v outlast a weight that is not finite, the recomputations
     of activation checkpoints take what their forwards took, and :func:`snorm_triton.sigmas` lists
@@ -119,6 +126,24 @@ def _forward(self: Any, weight: Tensor) -> Tensor:
     if not _PARAMETRIZATION.takes(self, weight):
         return _PARAMETRIZATION.original(self, weight)  # type: ignore[no-any-return]
     return _normalized(self, weight, self._u, self._v, self.training, v_first=False)
+
+
+def _compute_scaled_weight(self: Any, module: nn.Module) -> Tensor:
+    g, v = getattr(module, self.name + "_g"), getattr(module, self.name + "_v")
+    if not _WEIGHT_NORM_HOOK.takes(self, v):
+        return _WEIGHT_NORM_HOOK.original(self, module)  # type: ignore[no-any-return]
+    return _scaled(self, g, v)
+
+
+def _forward_of_both(self: Any, g: Tensor, v: Tensor) -> Tensor:
+    if not _WEIGHT_NORM.takes(self, v):
+        return _WEIGHT_NORM.original(self, g, v)  # type: ignore[no-any-return]
+    return _scaled(self, g, v)
+
+
+def _scaled(norm: Any, g: Tensor, v: Tensor) -> Tensor:
+    rows = None if norm.dim == -1 else norm.dim % v.ndim
+    return weight_norm.normalize(WeightNormAccess(v, g, rows, v.dtype))
 
 
 class _Norm:
@@ -194,4 +219,6 @@ _HOOK = _Place(LegacySpectralNorm, "compute_weight", ("reshape_weight_to_matrix"
 _PARAMETRIZATION = _Place(
     TorchSpectralNorm, "forward", ("_reshape_weight_to_matrix", "_power_method"), _forward
 )
-_PLACES = (_HOOK, _PARAMETRIZATION)
+_WEIGHT_NORM_HOOK = _Place(LegacyWeightNorm, "compute_weight", (), _compute_scaled_weight)
+_WEIGHT_NORM = _Place(TorchWeightNorm, "forward", (), _forward_of_both)
+_PLACES = (_HOOK, _PARAMETRIZATION, _WEIGHT_NORM_HOOK, _WEIGHT_NORM)

@@ -27,7 +27,6 @@ from ..torch_internals.checkpoints import unseen
 from ..torch_internals.parametrize import is_cached
 from ..torch_internals.tracing import is_tracing
 from .access import originals_of
-from .fresh import FreshList
 
 
 def attach(model: nn.Module, everywhere: bool) -> None:
@@ -101,9 +100,8 @@ def _chosen(model: nn.Module, everywhere: bool) -> Iterator[tuple[Parametrizatio
         # Stacked normalizations, sharded weights and the like are left to the access.
         if len(parametrizations) != 1:
             continue
-        if isinstance(parametrizations, FreshList):
-            parametrizations.settle()
-        parametrization, originals = parametrizations[0], originals_of(parametrizations)
+        parametrization = parametrizations[0]
+        originals = tuple(originals_of(parametrizations).values())
         if not isinstance(parametrization, Parametrization) or is_cached(module, name):
             continue
         if any(type(each) not in (Tensor, Parameter) for each in originals):

@@ -1,11 +1,11 @@
-"""The life cycle of one normalized parameter."""
+"""The life cycle of a constraint on one parameter."""
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from contextlib import AbstractContextManager, nullcontext
-from dataclasses import asdict, replace
-from typing import Any, Unpack
+from dataclasses import asdict
+from typing import Any, ClassVar
 
 import torch
 from torch import Tensor, nn
@@ -19,54 +19,31 @@ from torch.nn.utils.parametrize import (
 
 from ..ops.dispatch import select
 from ..parametrizations.base import Parametrization, evaluating
-from ..parametrizations.options import Options, SpectralNormOptions, check_dim
-from ..parametrizations.singular_vectors import WARM_UP_ITERATIONS
-from ..parametrizations.spectral_norm import SpectralNormParametrization
-from .access import refresh_list
+from ..parametrizations.options import ConstraintOptions
+from .access import originals_of
 from .copying import make_copyable
 from .fresh import constrain
 from .lazy import Waiting, waiting
 from .loading import forget_checkpoints, take_checkpoints
-from .refusals import check_removable, check_sharding, check_tensor, no_parameter
+from .refusals import check_removable, check_tensor, no_parameter
 
-_TRANSPOSED = (nn.ConvTranspose1d, nn.ConvTranspose2d, nn.ConvTranspose3d)
 # Their weights autocast leaves in float32, here or on some device.
 _NOT_CAST = (nn.Bilinear, nn.Embedding, nn.EmbeddingBag, nn.RNNBase, nn.RNNCellBase)
 
 
-class SpectralNormWrapper:
-    """One parameter of one module and its spectral normalization.
+class Wrapper:
+    """One parameter of one module and a constraint on it: a subclass says which.
 
     Holds no state of its own: it reads the module, so that any number of wrappers of the same
     parameter agree.
-
-    Args:
-        module: the module that holds the parameter.
-        name: the parameter's attribute name.
-        init_on_first_forward: for a lazy module, register when its parameters materialize, before
-            its first forward is computed.
-        options: those of :func:`snorm_triton.spectral_norm`; ``dim=None`` is 0, and 1 for
-            ConvTranspose1d to 3d.
-
-    Raises:
-        ValueError, IndexError, TypeError: as :func:`snorm_triton.spectral_norm`; nothing is changed
-            then.
-
-    Example:
-        >>> wrapper = SpectralNormWrapper(nn.Linear(20, 40), "weight")
-        >>> module = wrapper.attach()
-        >>> wrapper.sigma.shape
-        torch.Size([])
-        >>> module = wrapper.remove()
     """
 
+    kind: ClassVar[type[Parametrization]]
+    constraint: ClassVar[str]  # what it is called
+    options: ConstraintOptions
+
     def __init__(
-        self,
-        module: nn.Module,
-        name: str = "weight",
-        *,
-        init_on_first_forward: bool = True,
-        **options: Unpack[Options],
+        self, module: nn.Module, name: str, options: ConstraintOptions, init_on_first_forward: bool
     ) -> None:
         if not isinstance(module, nn.Module):
             raise TypeError(f"module must be a torch.nn.Module, got {_describe(module)}")
@@ -75,34 +52,32 @@ class SpectralNormWrapper:
         self.module = module
         self.name = name
         self.init_on_first_forward = init_on_first_forward
-        self.options = SpectralNormOptions.of(options)
+        self.options = options
+
+    def check_original(self, tensor: Tensor) -> None:
+        """Raise what is wrong with the constraint on ``tensor``."""
+        raise NotImplementedError
+
+    def parametrization_of(self, weight: Tensor, autocast_output: bool) -> Parametrization:
+        """The parametrization to register, for the weight as it is now."""
+        raise NotImplementedError
+
+    @staticmethod
+    def saved_weight(state_dict: Mapping[str, Any], prefix: str, name: str) -> Any:
+        """The weight that a state dict of any layout holds for the parameter, else None."""
+        raise NotImplementedError
 
     @property
-    def parametrizations(self) -> list[SpectralNormParametrization]:
-        """Those registered on the parameter, in the order they apply: two or more where stacked."""
+    def parametrizations(self) -> list[Any]:
+        """Ours on the parameter, in the order they apply: two or more where stacked."""
         if not is_parametrized(self.module, self.name):
             return []
-        return [p for p in self._list() if isinstance(p, SpectralNormParametrization)]
+        return [p for p in self._list() if isinstance(p, self.kind)]
 
     @property
     def is_deferred(self) -> bool:
         """Whether the module is lazy and registration waits for its parameters."""
-        return bool(waiting(self.module, self.name))
-
-    @property
-    def sigma(self) -> Tensor:
-        """The last sigma, shape (); where stacked, their product. LookupError before ``attach``."""
-        if not self.parametrizations:
-            raise LookupError(f"no spectral norm of snorm_triton is registered on {self._where()}")
-        return torch.stack(self.sigmas()).prod()
-
-    @torch.no_grad()
-    def sigmas(self) -> list[Tensor]:
-        """That of each, computed where no access has told it since a checkpoint was loaded."""
-        if not all(p.is_sigma_known for p in self.parametrizations) and not self.original.is_meta:
-            with evaluating():
-                self._list()()
-        return [p.sigma for p in self.parametrizations]
+        return bool(waiting(self.module, self.name, type(self)))
 
     def check(self) -> None:
         """Raise what :meth:`attach` would raise; an access that would iterate is not made."""
@@ -115,22 +90,20 @@ class SpectralNormWrapper:
                 )
             return
         check_tensor(tensor, self._where())
-        check_dim(self._dim(tensor), tensor.shape)
+        self.check_original(tensor)
         select(tensor, self.options.backend)
-        check_sharding(self.module, tensor, self._where(), self.options.backend)
 
     def attach(self) -> nn.Module:
         """Register now or, on a lazy module, when it materializes. Returns the module."""
         self.check()
         if is_lazy(self.original):
-            Waiting(self.name, self.options, _register).wait(self.module)
+            Waiting(self.name, asdict(self.options), type(self)).wait(self.module)
             return self.module
-        with _no_autocast(self.original):
+        with no_autocast(self.original):
             # As torch: where the parameter is normalized already, this access iterates.
             weight = getattr(self.module, self.name)
             autocasts = self.options.autocast_output and not isinstance(self.module, _NOT_CAST)
-            options = replace(self.options, dim=self._dim(weight), autocast_output=autocasts)
-            parametrization = SpectralNormParametrization(weight, options)
+            parametrization = self.parametrization_of(weight, autocasts)
             parametrization.follows_steps_alone = is_parametrized(self.module, self.name)
             register_parametrization(self.module, self.name, parametrization)
         self.adopt()
@@ -149,32 +122,30 @@ class SpectralNormWrapper:
         take_checkpoints(self.module)
         make_copyable(self.module)
 
-    def refresh(self, n_power_iterations: int = WARM_UP_ITERATIONS) -> None:
-        """As :func:`snorm_triton.refresh_spectral_norm`, of this parameter."""
-        refresh_list(self._list(), n_power_iterations)
+    def check_attached(self) -> None:
+        """Raise ValueError where ours is not on the parameter, or cannot be taken off."""
+        if self.parametrizations:
+            check_removable(self._list(), self._where())
+        elif not self.is_deferred:
+            raise ValueError(
+                f"no {self.constraint} of snorm_triton is registered on {self._where()}"
+            )
 
     def remove(self, *, leave_parametrized: bool = True) -> nn.Module:
         """Take ours off the parameter, without iterating. Returns the module.
 
         ``leave_parametrized=True`` leaves the tensor as it is, ``False`` as it was before ours.
-        Other parametrizations stay. The parameter stays the same object, so that optimizers keep
-        it.
+        Other parametrizations stay.
         """
-        deferred = waiting(self.module, self.name)
-        if not self.parametrizations and not deferred:
-            raise ValueError(f"no spectral norm of snorm_triton is registered on {self._where()}")
-        if self.parametrizations:
-            check_removable(self._list(), self._where())
-        for each in deferred:
+        self.check_attached()
+        ours = self.parametrizations
+        for each in waiting(self.module, self.name, type(self)):
             each.cancel()
-        if self.parametrizations:
-            with evaluating(), _no_autocast(self.original):
-                if all(isinstance(p, SpectralNormParametrization) for p in self._list()):
-                    remove_parametrizations(self.module, self.name, leave_parametrized)
-                else:
-                    self._remove_among_others(leave_parametrized)
-            if is_parametrized(self.module):
-                make_copyable(self.module)
+        if ours and len(ours) < len(self._list()):
+            with evaluating(), no_autocast(self.original):
+                self._remove_among_others(leave_parametrized)
+        elif ours:
+            take_off(self.module, self.name, leave_parametrized)
         if not waiting(self.module):
             forget_checkpoints(self.module)
         return self.module
@@ -185,9 +156,9 @@ class SpectralNormWrapper:
         if leave_parametrized:
             if list(parametrizations)[: len(ours)] != ours or not parametrizations.is_tensor:
                 raise ValueError(
-                    f"{self._where()} has another parametrization before its spectral norm, whose "
-                    "input would have to change: use leave_parametrized=False, or take all of them "
-                    "off with torch.nn.utils.parametrize.remove_parametrizations"
+                    f"{self._where()} has another parametrization before its {self.constraint}, "
+                    "whose input would have to change: use leave_parametrized=False, or take all "
+                    "of them off with torch.nn.utils.parametrize.remove_parametrizations"
                 )
             with torch.no_grad():
                 normalized = parametrizations.original
@@ -195,9 +166,10 @@ class SpectralNormWrapper:
                     normalized = each(normalized)
                 parametrizations.original.copy_(normalized)
         for position in reversed(range(len(parametrizations))):
-            if isinstance(parametrizations[position], SpectralNormParametrization):
+            if isinstance(parametrizations[position], self.kind):
                 del parametrizations[position]
-        parametrizations.__class__ = ParametrizationList
+        if not any(isinstance(each, Parametrization) for each in parametrizations):
+            parametrizations.__class__ = ParametrizationList
 
     def _list(self) -> ParametrizationList:
         parametrizations: Any = self.module.parametrizations
@@ -217,20 +189,23 @@ class SpectralNormWrapper:
             raise no_parameter(self.module, self.name)
         return tensor
 
-    def _dim(self, tensor: Tensor) -> int:
-        if self.options.dim is not None:
-            return self.options.dim
-        return 1 if isinstance(self.module, _TRANSPOSED) and tensor.ndim > 1 else 0
-
     def _where(self) -> str:
         return f"parameter {self.name!r} of {type(self.module).__name__}"
 
 
-def _register(module: nn.Module, name: str, options: SpectralNormOptions) -> None:
-    SpectralNormWrapper(module, name, **asdict(options)).attach()
+def take_off(module: nn.Module, name: str, leave_parametrized: bool = True) -> None:
+    """Take all parametrizations off a parameter, without iterating."""
+    all_lists: Any = module.parametrizations
+    original, *_ = originals_of(all_lists[name]).values()
+    with evaluating(), no_autocast(original):
+        remove_parametrizations(module, name, leave_parametrized)
+    if is_parametrized(module):
+        make_copyable(module)
+    if not waiting(module):
+        forget_checkpoints(module)
 
 
-def _no_autocast(tensor: Tensor) -> AbstractContextManager[Any]:
+def no_autocast(tensor: Tensor) -> AbstractContextManager[Any]:
     """torch's checks take a weight in autocast's dtype for a mistake."""
     kind = tensor.device.type
     has_autocast = torch.amp.is_autocast_available(kind)

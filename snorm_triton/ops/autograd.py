@@ -16,6 +16,7 @@ from .matrix_view import MatrixView, like_weight
 from .torch_any_device import in_dtype_of, nonzero
 
 backwards = 0  # through weights that were normalized, so far
+BUCKET_BYTES = 25 * 2**20  # of weights; as DistributedDataParallel's buckets of gradients
 
 
 class Estimate(NamedTuple):
@@ -142,7 +143,7 @@ def _laid_out(grad: Tensor, weight: Tensor, version: int, view: MatrixView, dim:
     global backwards
     backwards += 1
     if weight._version != version:
-        raise _modified(weight)
+        raise modified(weight)
     if grad.stride() == weight.stride() and grad.layout == torch.strided and not grad.is_neg():
         return grad
     return like_weight(grad, weight, view, dim)
@@ -151,7 +152,7 @@ def _laid_out(grad: Tensor, weight: Tensor, version: int, view: MatrixView, dim:
 def _transformed_gradient(grad: Tensor, weight: Tensor, estimate: Estimate) -> Tensor:
     _, version, _, dim, u, v, _ = estimate
     if not torch.compiler.is_compiling() and weight._version != version:
-        raise _modified(weight)
+        raise modified(weight)
     return gradient_in_torch(grad, weight, u, v, dim)
 
 
@@ -176,7 +177,8 @@ def gradient_in_torch(
     return ((wide_grad - along * direction) / divisor).to(weight.dtype)
 
 
-def _modified(weight: Tensor) -> RuntimeError:
+def modified(weight: Tensor) -> RuntimeError:
+    """What to raise where a gradient is to be computed of another weight than the forward's."""
     return RuntimeError(
         f"a normalized weight of shape {tuple(weight.shape)} has been modified by an inplace "
         "operation since the forward whose gradient is computed"
@@ -196,6 +198,18 @@ class _Sigma(torch.autograd.Function):
     def backward(ctx: Any, grad: Tensor) -> Any:
         u, v, dim = ctx.direction
         return None, (grad * outer(u, v, ctx.shape, dim)).to(ctx.dtype)
+
+
+def buckets(sizes: Sequence[int]) -> Iterator[slice]:
+    """Neighbors of up to ``BUCKET_BYTES`` together: the first gradient need not wait for all."""
+    start, filled = 0, 0
+    for end, size in enumerate(sizes):
+        if filled and filled + size > BUCKET_BYTES:
+            yield slice(start, end)
+            start, filled = end, 0
+        filled += size
+    if sizes:
+        yield slice(start, len(sizes))
 
 
 def second_derivatives(

@@ -10,6 +10,7 @@ from torch import Tensor
 
 from .calls import Call, GradientCall, Normalized, Step
 from .matrix_view import MatrixView
+from .row_scaling import RowScaled, RowScaling, RowScalingGradient
 
 
 class Backend(Protocol):
@@ -49,3 +50,11 @@ class Backend(Protocol):
 
     def rescale_backward_together(self, calls: Sequence[GradientCall]) -> list[Tensor]:
         """That of each, of one device."""
+
+    def scale_rows(self, calls: Sequence[RowScaling]) -> list[RowScaled]:
+        """The rows of weights of one device at given norms: fresh."""
+
+    def scale_rows_backward(
+        self, calls: Sequence[RowScalingGradient]
+    ) -> list[tuple[Tensor, Tensor]]:
+        """The gradients of the weights and of the norms that were given."""

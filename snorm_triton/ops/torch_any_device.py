@@ -13,6 +13,8 @@ from torch import Tensor
 from .calls import Call, GradientCall, Normalized, Step
 from .matrix_view import MatrixView
 from .power_iteration import estimate
+from .torch_row_scaling import scale_rows as scale_rows
+from .torch_row_scaling import scale_rows_backward as scale_rows_backward
 
 
 class Matrix:

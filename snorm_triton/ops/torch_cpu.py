@@ -22,6 +22,8 @@ from .matrix_view import MatrixView
 from .power_iteration import norm as exact_norm
 from .power_iteration import start_like
 from .torch_any_device import in_dtype_of
+from .torch_row_scaling import scale_rows as scale_rows
+from .torch_row_scaling import scale_rows_backward as scale_rows_backward
 
 _Estimated = tuple[Tensor, Tensor, Tensor, float]  # u, v and sigma, and sigma as a number
 _SMALL, _LARGE = 2.0**-30, 2.0**30  # between them no square loses anything that counts

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import threading
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from typing import Any, ClassVar, Protocol
 
@@ -12,7 +12,9 @@ from torch import Tensor, nn
 
 from ..ops.recomputation import Checkpoints
 from ..torch_internals import functorch
+from .options import ConstraintOptions
 
+SUFFIXES = ("_orig", "_u", "_v", "_g")  # of what torch's hooks make of a tensor, after its name
 Originals = tuple[Tensor, ...]
 """The tensors before parametrization that torch registers: one, or as many as a constraint has."""
 
@@ -42,9 +44,8 @@ class Parametrization(nn.Module):
     # Attributes that belong to accesses of this very module: no copy and no file gets them.
     transient: ClassVar[tuple[str, ...]] = ("prepared",)
     prepared: Prepared | None = None
-    # What torch's hooks call their state, after the tensor's name; and which of ours it is.
-    suffixes: ClassVar[tuple[str, ...]] = ("_u", "_v")
-    aliases: ClassVar[dict[str, str]] = {}
+    options: ConstraintOptions
+    follows_steps_alone = False  # the weight is a new temporary at each access
     owner: object  # of what checkpoints keep: the parametrization, but no copy of it
 
     def joins(self, originals: Originals) -> bool:
@@ -65,8 +66,6 @@ class Parametrization(nn.Module):
 
     def hand_over(self, originals: Originals, output: Any) -> Tensor:
         """What an access takes of an ``output`` that was computed ahead of it."""
-        if functorch.active():  # to which its graph is unknown
-            return self.forward(*originals)  # type: ignore[no-any-return]
         tensor: Tensor = output[0]
         return tensor if torch.is_grad_enabled() else tensor.detach()
 
@@ -77,7 +76,23 @@ class Parametrization(nn.Module):
 
     def output_dtype(self, weight: Tensor) -> torch.dtype:
         """The dtype that an access to ``weight`` returns here and now."""
+        if self.options.autocast_output and weight.dtype == torch.float32:
+            device_type = weight.device.type
+            if torch.is_autocast_enabled(device_type):
+                return torch.get_autocast_dtype(device_type)
         return weight.dtype
+
+    def outlive_forward(self, originals: Originals) -> bool:
+        """Whether what is computed of them here serves later accesses without gradients."""
+        return (
+            not torch.is_grad_enabled()
+            and not torch.compiler.is_compiling()
+            and not functorch.active()
+            and all(type(each) in (Tensor, nn.Parameter) for each in originals)
+            and not torch.is_inference_mode_enabled()
+            and not self.follows_steps_alone
+            and "_is_fsdp_managed_module" not in self.__dict__
+        )
 
     def state_now(self) -> tuple[object, ...]:
         """What tells the state from any other that it will have."""
@@ -91,6 +106,10 @@ class Parametrization(nn.Module):
 
     def replaced(self) -> None:
         """The tensor before parametrization is another now."""
+
+    def alias(self, suffix: str, originals: Originals) -> Tensor | None:
+        """What torch's hooks call the tensor's name with ``suffix``, one of SUFFIXES."""
+        return None
 
     def saved(self) -> dict[str, Tensor]:
         """What a state dict holds of it, by name."""
@@ -116,6 +135,10 @@ class Parametrization(nn.Module):
 
     def complete(self, state_dict: dict[str, Any], path: str, computed: Tensor | None) -> None:
         """Add what an upgraded entry lacks; ``computed``: the tensor as it was saved, or None."""
+
+    def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> Any:
+        self.prepared = None
+        return super()._apply(fn, recurse)
 
     def __prepare_scriptable__(self) -> Any:
         raise RuntimeError(

@@ -1,9 +1,9 @@
-"""The options of a spectral norm, checked once: one sentence where one is wrong."""
+"""The options of a constraint, checked once: one sentence where one is wrong."""
 
 from __future__ import annotations
 
 from dataclasses import asdict, dataclass, fields, replace
-from typing import Any, TypedDict
+from typing import Any, Self, TypedDict
 
 import torch
 from torch import Tensor
@@ -14,33 +14,97 @@ from ..ops.dispatch import BACKENDS
 POLICIES = ("access", "update")
 
 
-class MoreOptions(TypedDict, total=False):
-    """Those that torch's spectral norm lacks, as keywords of a function."""
+class CommonOptions(TypedDict, total=False):
+    """Those of every constraint, as keywords of a function."""
 
-    stable_fp32: bool
-    power_iter_on_eval: bool
-    power_iter: str
     autocast_output: bool
     cache_evaluation: bool
     backend: str
 
 
+class WeightNormKeywords(CommonOptions, total=False):
+    """Those of a weight norm."""
+
+    dim: int | None
+
+
+class MoreOptions(CommonOptions, total=False):
+    """Those that torch's spectral norm lacks."""
+
+    stable_fp32: bool
+    power_iter_on_eval: bool
+    power_iter: str
+
+
 class Options(MoreOptions, total=False):
-    """All of them."""
+    """Those of a spectral norm."""
 
     n_power_iterations: int
     eps: float
     dim: int | None
 
 
+@dataclass(frozen=True, kw_only=True)
+class ConstraintOptions:
+    """What every constraint has.
+
+    Raises:
+        ValueError: ``backend`` is unknown.
+        TypeError: a flag is neither True nor False.
+    """
+
+    autocast_output: bool = False
+    cache_evaluation: bool = True
+    backend: str = "auto"
+
+    def __post_init__(self) -> None:
+        _check_among("backend", self.backend, BACKENDS)
+        for option, default in self.defaults().items():
+            if isinstance(default, bool):
+                check_flag(option, getattr(self, option))
+
+    @classmethod
+    def defaults(cls) -> dict[str, Any]:
+        """All options by name, at their defaults: those of every constraint last."""
+        own_first = sorted(fields(cls), key=lambda field: bool(field.kw_only))
+        return {field.name: field.default for field in own_first}
+
+    @classmethod
+    def of(cls, options: Any) -> Self:
+        """From keywords; TypeError for one that there is not."""
+        known = cls.defaults()
+        for option in options.keys() - known:
+            raise TypeError(f"unknown option {option!r}; the options are {', '.join(known)}")
+        return cls(**options)
+
+    def differing(self) -> dict[str, Any]:
+        """Those that are not at their defaults."""
+        defaults = self.defaults()
+        return {name: value for name, value in asdict(self).items() if value != defaults[name]}
+
+
 @dataclass(frozen=True)
-class SpectralNormOptions:
+class WeightNormOptions(ConstraintOptions):
+    """What :func:`snorm_triton.weight_norm` says of each.
+
+    Raises:
+        ValueError: ``dim`` is no integer.
+    """
+
+    dim: int | None = 0
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        _check_dim_is_integer(self.dim)
+
+
+@dataclass(frozen=True)
+class SpectralNormOptions(ConstraintOptions):
     """What :func:`snorm_triton.spectral_norm` says of each.
 
     Raises:
         ValueError: ``n_power_iterations`` or ``eps`` is not positive, ``dim`` is no integer,
-            ``power_iter`` or ``backend`` is unknown.
-        TypeError: a flag is neither True nor False.
+            ``power_iter`` is unknown.
     """
 
     n_power_iterations: int = 1
@@ -49,37 +113,17 @@ class SpectralNormOptions:
     stable_fp32: bool = True
     power_iter_on_eval: bool = False
     power_iter: str = "access"
-    autocast_output: bool = False
-    cache_evaluation: bool = True
-    backend: str = "auto"
 
     def __post_init__(self) -> None:
+        super().__post_init__()
         check_iterations(self.n_power_iterations)
         if not isinstance(self.eps, int | float) or not 0 < self.eps < float("inf"):
             raise ValueError(f"eps must be positive and finite, got {self.eps!r}")
-        if self.dim is not None and not _is_integer(self.dim):
-            raise ValueError(f"dim must be an integer, got {self.dim!r}")
-        for name, known in (("power_iter", POLICIES), ("backend", BACKENDS)):
-            value = getattr(self, name)
-            if value not in known:
-                raise ValueError(f"{name} must be one of {', '.join(known)}, got {value!r}")
-        for flag in ("stable_fp32", "power_iter_on_eval", "autocast_output", "cache_evaluation"):
-            check_flag(flag, getattr(self, flag))
-
-    @classmethod
-    def of(cls, options: Any) -> SpectralNormOptions:
-        """From keywords; TypeError for one that there is not."""
-        for option in options.keys() - OPTIONS:
-            raise TypeError(f"unknown option {option!r}; the options are {', '.join(OPTIONS)}")
-        return cls(**options)
-
-    def differing(self) -> dict[str, Any]:
-        """Those that are not at their defaults."""
-        defaults = asdict(SpectralNormOptions())
-        return {name: value for name, value in asdict(self).items() if value != defaults[name]}
+        _check_dim_is_integer(self.dim)
+        _check_among("power_iter", self.power_iter, POLICIES)
 
 
-OPTIONS = {field.name: field.default for field in fields(SpectralNormOptions)}
+OPTIONS = SpectralNormOptions.defaults()
 
 
 def option(name: str) -> Any:
@@ -126,6 +170,16 @@ def check_vectors(vectors: tuple[Tensor, Tensor], weight: Tensor, dim: int) -> N
             f"vectors must be u and v of shapes {expected[0]} and {expected[1]} for a weight of "
             f"shape {tuple(weight.shape)} and dim {dim}, got {shapes}"
         )
+
+
+def _check_among(option: str, value: object, known: tuple[str, ...]) -> None:
+    if value not in known:
+        raise ValueError(f"{option} must be one of {', '.join(known)}, got {value!r}")
+
+
+def _check_dim_is_integer(dim: object) -> None:
+    if dim is not None and not _is_integer(dim):
+        raise ValueError(f"dim must be an integer, got {dim!r}")
 
 
 def _is_integer(value: object) -> bool:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable
-from typing import Any, ClassVar, cast
+from typing import Any, cast
 
 import torch
 import torch.nn.functional as F
@@ -14,7 +14,7 @@ from ..ops import recomputation
 from ..ops.dispatch import is_sharded
 from ..torch_internals import functorch
 from ..torch_internals.storage import memory_of, version
-from .base import Parametrization
+from .base import Originals, Parametrization
 from .options import SpectralNormOptions, option
 
 WARM_UP_ITERATIONS = 15
@@ -40,7 +40,7 @@ class SingularVectors(Parametrization):
     n_power_iterations = option("n_power_iterations")
     eps = option("eps")
     backend = option("backend")
-    aliases: ClassVar[dict[str, str]] = {"_u": "_u", "_v": "_v"}
+    options: SpectralNormOptions
     transient = (*Parametrization.transient, "owner", "_evaluated", "_drawn")
 
     def __init__(
@@ -141,6 +141,10 @@ class SingularVectors(Parametrization):
                 "them up: call snorm_triton.refresh_spectral_norm(model) before"
             )
         self._warm_up(weight)
+
+    def alias(self, suffix: str, originals: Originals) -> Tensor | None:
+        """u, v and the weight before normalization."""
+        return originals[0] if suffix == "_orig" else self._buffers.get(suffix)
 
     def _vectors(self) -> tuple[str, ...]:
         return VECTORS if "_u" in self._buffers else ()

@@ -9,7 +9,6 @@ from weakref import ReferenceType
 
 import torch
 from torch import Tensor
-from torch.nn import Parameter
 
 from ..checkpoints.layouts import rename_legacy
 from ..checkpoints.missing_v import right_vector
@@ -59,7 +58,7 @@ class SpectralNormParametrization(SingularVectors):
     # An own tensor of that iteration's graph, and how many backwards there were by then.
     _graph: tuple[ReferenceType[Tensor], int]
     transient = (*SingularVectors.transient, "_updated_for", "_graph")
-    follows_steps_alone = False  # the weight is a new temporary at each access
+    options: SpectralNormOptions
 
     def __init__(
         self,
@@ -180,20 +179,11 @@ class SpectralNormParametrization(SingularVectors):
                 updates.has_iterated(self, access.weight, output.u)
         elif type(access.step) is Evaluate and not functorch.active():
             known["_evaluated"] = output.sigma.detach(), version(self._sigma)
-            if self.options.cache_evaluation and self._outlives(access.weight):
-                known["prepared"] = PreparedWeight((access.weight,), output, self)
+            originals = (access.weight,)
+            if self.options.cache_evaluation and self.outlive_forward(originals):
+                known["prepared"] = PreparedWeight(originals, output, self)
         if checkpoints:
             recomputation.keep(checkpoints, self.owner, output.state)
-
-    def _outlives(self, weight: Tensor) -> bool:
-        """Whether what was computed of it serves later accesses without gradients."""
-        return (
-            not torch.is_grad_enabled()
-            and type(weight) in (Tensor, Parameter)
-            and not torch.is_inference_mode_enabled()
-            and not self.follows_steps_alone
-            and "_is_fsdp_managed_module" not in self.__dict__
-        )
 
     def hand_over(self, originals: Originals, output: Normalized) -> Tensor:
         """``weight / sigma`` as it was computed ahead, and what that took for checkpoints."""
@@ -209,14 +199,6 @@ class SpectralNormParametrization(SingularVectors):
             weight, state.u, state.v, options.dim or 0, Replay(state.sigma), dtype, options.backend
         )
         return modes.current(weight).normalize(access).weight_sn
-
-    def output_dtype(self, weight: Tensor) -> torch.dtype:
-        """The dtype that an access to ``weight`` returns here and now."""
-        if self.options.autocast_output and weight.dtype == torch.float32:
-            device_type = weight.device.type
-            if torch.is_autocast_enabled(device_type):
-                return torch.get_autocast_dtype(device_type)
-        return weight.dtype
 
     def replaced(self) -> None:
         """The weight, or u and v, are others than an access has left."""

@@ -1,4 +1,4 @@
-"""torch's own spectral norms, and the cache of ``parametrize.cached()``."""
+"""torch's own spectral and weight norms, and the cache of ``parametrize.cached()``."""
 
 from __future__ import annotations
 
@@ -20,6 +20,12 @@ TorchSpectralNorm: Any = private("torch.nn.utils.parametrizations", "_SpectralNo
 """The parametrization of :func:`torch.nn.utils.parametrizations.spectral_norm`."""
 LegacySpectralNorm: Any = private("torch.nn.utils.spectral_norm", "SpectralNorm", _Absent)
 """The forward pre-hook of :func:`torch.nn.utils.spectral_norm`."""
+TorchWeightNorm: Any = private("torch.nn.utils.parametrizations", "_WeightNorm", _Absent)
+"""The parametrization of :func:`torch.nn.utils.parametrizations.weight_norm`."""
+LegacyWeightNorm: Any = private("torch.nn.utils.weight_norm", "WeightNorm", _Absent)
+"""The forward pre-hook of :func:`torch.nn.utils.weight_norm`."""
+fused_weight_norm: Any = private("torch", "_weight_norm_interface")
+"""What torch's computes with: the weight and the norms; None in a torch that has no such thing."""
 _has_cache = (
     private("torch.nn.utils.parametrize", "_cache_enabled") is not None
     and private("torch.nn.utils.parametrize", "_cache") is not None

@@ -39,7 +39,7 @@ def nodes_of(model, x):
 
 @pytest.mark.parametrize(("bucket_bytes", "nodes"), [(1, 2), (200, 2), (25 * 2**20, 1)])
 def test_the_weights_of_a_bucket_share_a_node(monkeypatch, bucket_bytes, nodes):
-    monkeypatch.setattr("snorm_triton.ops.modes.eager.BUCKET_BYTES", bucket_bytes)
+    monkeypatch.setattr("snorm_triton.ops.autograd.BUCKET_BYTES", bucket_bytes)
     first, last = nodes_of(normalized(Model()), torch.randn(3, 6))
     assert first is not None
     assert len({first, last}) == nodes
@@ -48,7 +48,7 @@ def test_the_weights_of_a_bucket_share_a_node(monkeypatch, bucket_bytes, nodes):
 @pytest.mark.parametrize("bucket_bytes", [1, 300, 600])
 def test_the_size_of_a_bucket_does_not_change_gradients(monkeypatch, bucket_bytes):
     together, one_by_one = pair(discriminator())
-    monkeypatch.setattr("snorm_triton.ops.modes.eager.BUCKET_BYTES", bucket_bytes)
+    monkeypatch.setattr("snorm_triton.ops.autograd.BUCKET_BYTES", bucket_bytes)
     for _ in range(2):
         assert_alike(together, one_by_one, images())
 

@@ -2,20 +2,17 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 
 import torch
 from torch import Tensor
 
-from ..autograd import Estimate, Rescale
+from ..autograd import Estimate, Rescale, buckets
 from ..backend import Backend
 from ..calls import Access, Call, Normalized, Replay
 from ..dispatch import place
 from ..state import write as write
 from .composite import has_autocast, rescale, without_autocast
-
-Node = tuple[int, Estimate, Tensor]  # of which result, and the weight that it is differentiable in
-BUCKET_BYTES = 25 * 2**20  # of weights; as DistributedDataParallel's buckets of gradients
 
 
 def normalize(access: Access) -> Normalized:
@@ -47,9 +44,8 @@ def normalize_together(accesses: Sequence[Access], apart: bool = False) -> list[
     """As :func:`normalize` of each, in as few launches and autograd nodes as can be.
 
     On a GPU one power iteration of any number of weights, of one device and dtype, is three
-    launches, their evaluation two, their replay one. Their gradients come in buckets of up to
-    ``BUCKET_BYTES``, so that the first need not wait for all. Results share memory, unless they
-    must lie ``apart``.
+    launches, their evaluation two, their replay one. Results share memory, unless they must lie
+    ``apart``.
     """
     results: dict[int, Normalized] = {}
     groups: dict[tuple[Backend, torch.device, bool], list[tuple[int, Tensor, Call]]] = {}
@@ -71,23 +67,10 @@ def normalize_together(accesses: Sequence[Access], apart: bool = False) -> list[
                 _, u, v, sigma, _ = output
                 dim = accesses[i].dim
                 nodes.append((i, Estimate(data, data._version, view, dim, u, v, sigma), dense))
-        for bucket in _buckets(nodes):
-            at, estimates, weights = zip(*bucket, strict=True)
+        for bucket in buckets([estimate.weight.nbytes for _, estimate, _ in nodes]):
+            at, estimates, weights = zip(*nodes[bucket], strict=True)
             weights_sn = [results[i].weight_sn for i in at]
             weights_sn = Rescale.apply((backend, estimates, weights_sn), *weights)
             for i, weight_sn in zip(at, weights_sn, strict=True):
                 results[i] = results[i]._replace(weight_sn=weight_sn)
     return [results[i] for i in range(len(accesses))]
-
-
-def _buckets(nodes: Sequence[Node]) -> Iterator[Sequence[Node]]:
-    """Neighbors of up to ``BUCKET_BYTES`` together."""
-    start, size = 0, 0
-    for end, (_, estimate, _) in enumerate(nodes):
-        nbytes = estimate.weight.nbytes
-        if size and size + nbytes > BUCKET_BYTES:
-            yield nodes[start:end]
-            start, size = end, 0
-        size += nbytes
-    if nodes:
-        yield nodes[start:]

@@ -8,11 +8,12 @@ from typing import Any, TypeVar, Unpack
 
 from torch import nn
 
-from .modules import whole_model
-from .modules.wrapper import SpectralNormWrapper
-from .parametrizations.options import Options
-from .reports import check_model
-from .selection import Selection, left_out
+from ..modules import whole_model
+from ..modules.spectral_norm import SpectralNormWrapper
+from ..modules.wrapper import Wrapper
+from ..parametrizations.options import Options
+from ..reports import check_model
+from ..selection import SPECTRAL_NORM, Constraint, Selection, left_out
 
 M = TypeVar("M", bound=nn.Module)
 Types = type[nn.Module] | Sequence[type[nn.Module]]
@@ -72,46 +73,72 @@ def apply_spectral_norm(
         >>> list(sigmas(model))
         ['0.weight']
     """
-    check_model(model)
-    if "name" in options:
-        raise TypeError("apply_spectral_norm takes names, in place of name")
-    selection = Selection(
+    selected = selection_of(names, include_types, exclude_types, exclude_names, predicate)
+    apply(model, SpectralNormWrapper, selected, foreach, options)
+    return model
+
+
+def selection_of(
+    names: str | Sequence[str],
+    include_types: Types | None,
+    exclude_types: Types,
+    exclude_names: str | Sequence[str],
+    predicate: Callable[[str, nn.Module], bool] | None,
+    constraint: Constraint = SPECTRAL_NORM,
+) -> Selection:
+    """The arguments by which a user selects parameters; TypeError for one of the wrong type."""
+    return Selection(
         _strings("names", names),
         None if include_types is None else _types("include_types", include_types),
         _types("exclude_types", exclude_types),
         _strings("exclude_names", exclude_names),
         predicate,
+        constraint,
     )
+
+
+def apply(
+    model: nn.Module,
+    wrapper: type[Wrapper],
+    selection: Selection,
+    foreach: bool | None,
+    options: Any,
+) -> None:
+    """Put the constraint of ``wrapper`` on all that is selected, or raise and change nothing."""
+    check_model(model)
+    function = f"apply_{wrapper.constraint.replace(' ', '_')}"
+    if "name" in options:
+        raise TypeError(f"{function} takes names, in place of name")
     selection.check(model)
     if foreach is not None and not isinstance(foreach, bool):
         raise ValueError(f"foreach must be True, False or None, got {foreach!r}")
     found = list(selection.parameters_of(model))
-    wrappers = [SpectralNormWrapper(module, name, **options) for _, module, name in found]
-    for (path, _, _), wrapper in zip(found, wrappers, strict=True):
-        if wrapper.name in wrapper.module._buffers:
+    make: Any = wrapper
+    wrappers: list[Wrapper] = [make(module, name, **options) for _, module, name in found]
+    for (path, _, _), each in zip(found, wrappers, strict=True):
+        if each.name in each.module._buffers:
             raise ValueError(
                 f"{path} is a buffer, which something else computes: leave its module out, by "
                 "exclude_names or exclude_types"
             )
-        wrapper.check()
-    if not wrappers and not selection.finds_normalized(model):
-        _warn_of_nothing(model)
-    for wrapper in wrappers:
-        wrapper.attach()
+        each.check()
+    if not wrappers and not selection.finds_taken(model):
+        _warn_of_nothing(model, function)
+    for each in wrappers:
+        each.attach()
     whole_model.detach(model)
     if foreach is not False:
         whole_model.attach(model, everywhere=foreach is True)
-    return model
 
 
-def _warn_of_nothing(model: nn.Module) -> None:
+def _warn_of_nothing(model: nn.Module, function: str) -> None:
     others = left_out(model)
     shown = ", ".join(each.name for each in others[:3]) + (", ..." if len(others) > 3 else "")
     warnings.warn(
-        f"apply_spectral_norm has normalized nothing of {type(model).__name__}"
+        f"{function} has normalized nothing of {type(model).__name__}"
         + (f": left out are {shown}, see snorm_triton.left_out(model)" if others else ""),
         UserWarning,
-        stacklevel=3,
+        stacklevel=4,
     )
 
 

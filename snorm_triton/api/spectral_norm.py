@@ -6,11 +6,11 @@ from typing import TypeVar
 
 from torch import nn
 
-from .modules.whole_model import detach
-from .modules.wrapper import SpectralNormWrapper
-from .parametrizations.options import check_flag, check_iterations
-from .parametrizations.singular_vectors import WARM_UP_ITERATIONS
-from .reports import normalized
+from ..modules.spectral_norm import SpectralNormWrapper
+from ..modules.whole_model import detach
+from ..parametrizations.options import check_flag, check_iterations
+from ..parametrizations.singular_vectors import WARM_UP_ITERATIONS
+from ..reports import normalized
 
 M = TypeVar("M", bound=nn.Module)
 

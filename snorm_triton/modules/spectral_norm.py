@@ -1,0 +1,104 @@
+"""The life cycle of one spectral norm."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import replace
+from typing import Any, ClassVar, Unpack
+
+import torch
+from torch import Tensor, nn
+
+from ..checkpoints.layouts import legacy_keys, parametrized_keys
+from ..parametrizations.base import Parametrization, evaluating
+from ..parametrizations.options import Options, SpectralNormOptions, check_dim
+from ..parametrizations.singular_vectors import WARM_UP_ITERATIONS
+from ..parametrizations.spectral_norm import SpectralNormParametrization
+from .access import refresh_list
+from .refusals import check_sharding
+from .wrapper import Wrapper
+
+_TRANSPOSED = (nn.ConvTranspose1d, nn.ConvTranspose2d, nn.ConvTranspose3d)
+
+
+class SpectralNormWrapper(Wrapper):
+    """One parameter of one module and its spectral normalization.
+
+    Holds no state of its own: it reads the module, so that any number of wrappers of the same
+    parameter agree.
+
+    Args:
+        module: the module that holds the parameter.
+        name: the parameter's attribute name.
+        init_on_first_forward: for a lazy module, register when its parameters materialize, before
+            its first forward is computed.
+        options: those of :func:`snorm_triton.spectral_norm`; ``dim=None`` is 0, and 1 for
+            ConvTranspose1d to 3d.
+
+    Raises:
+        ValueError, IndexError, TypeError: as :func:`snorm_triton.spectral_norm`; nothing is changed
+            then.
+
+    Example:
+        >>> wrapper = SpectralNormWrapper(nn.Linear(20, 40), "weight")
+        >>> module = wrapper.attach()
+        >>> wrapper.sigma.shape
+        torch.Size([])
+        >>> module = wrapper.remove()
+    """
+
+    kind: ClassVar[type[Parametrization]] = SpectralNormParametrization
+    constraint = "spectral norm"
+    options: SpectralNormOptions
+
+    def __init__(
+        self,
+        module: nn.Module,
+        name: str = "weight",
+        *,
+        init_on_first_forward: bool = True,
+        **options: Unpack[Options],
+    ) -> None:
+        super().__init__(module, name, SpectralNormOptions.of(options), init_on_first_forward)
+
+    @property
+    def sigma(self) -> Tensor:
+        """The last sigma, shape (); where stacked, their product. LookupError before ``attach``."""
+        if not self.parametrizations:
+            raise LookupError(f"no spectral norm of snorm_triton is registered on {self._where()}")
+        return torch.stack(self.sigmas()).prod()
+
+    @torch.no_grad()
+    def sigmas(self) -> list[Tensor]:
+        """That of each, computed where no access has told it since a checkpoint was loaded."""
+        if not all(p.is_sigma_known for p in self.parametrizations) and not self.original.is_meta:
+            with evaluating():
+                self._list()()
+        return [p.sigma for p in self.parametrizations]
+
+    def refresh(self, n_power_iterations: int = WARM_UP_ITERATIONS) -> None:
+        """As :func:`snorm_triton.refresh_spectral_norm`, of this parameter."""
+        refresh_list(self._list(), n_power_iterations)
+
+    def check_original(self, tensor: Tensor) -> None:
+        check_dim(self._dim(tensor), tensor.shape)
+        check_sharding(self.module, tensor, self._where(), self.options.backend)
+
+    def parametrization_of(
+        self, weight: Tensor, autocast_output: bool
+    ) -> SpectralNormParametrization:
+        options = replace(self.options, dim=self._dim(weight), autocast_output=autocast_output)
+        return SpectralNormParametrization(weight, options)
+
+    @staticmethod
+    def saved_weight(state_dict: Mapping[str, Any], prefix: str, name: str) -> Any:
+        weight = state_dict.get(parametrized_keys(prefix, name)[0])
+        legacy_weight, legacy_u, _ = legacy_keys(prefix, name)
+        if weight is None and legacy_u in state_dict:
+            weight = state_dict.get(legacy_weight)
+        return weight
+
+    def _dim(self, tensor: Tensor) -> int:
+        if self.options.dim is not None:
+            return self.options.dim
+        return 1 if isinstance(self.module, _TRANSPOSED) and tensor.ndim > 1 else 0

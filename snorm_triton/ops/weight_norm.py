@@ -1,0 +1,237 @@
+"""How an access to a weight ``g v / |v|`` is computed, of one weight or many.
+
+Salimans and Kingma (2016, arXiv 1602.07868).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from functools import lru_cache
+from math import inf
+from typing import Any, NamedTuple
+
+import torch
+from torch import Tensor
+from torch.nn import Parameter
+
+from ..torch_internals import functorch
+from ..torch_internals.autograd import EagerFunction, compiled_autograd_key
+from ..torch_internals.parametrize import fused_weight_norm
+from ..torch_internals.tracing import is_tracing
+from . import recomputation, torch_cpu, torch_row_scaling
+from .autograd import buckets, modified
+from .backend import Backend
+from .dispatch import place
+from .matrix_view import MatrixView, like_weight
+from .modes.composite import without_autocast
+from .row_scaling import RowScaling, RowScalingGradient
+
+PLAIN = (Tensor, Parameter)
+
+
+class WeightNormAccess(NamedTuple):
+    """One access to v and g: ``dim`` is that of the rows, None for all; ``dtype`` the result's."""
+
+    weight: Tensor
+    g: Tensor
+    dim: int | None
+    dtype: torch.dtype
+    backend: str = "auto"
+
+
+class Scaled(NamedTuple):
+    """What the gradient of a scaled weight takes; its tensors are dense, and have no graph."""
+
+    weight: Tensor
+    view: MatrixView
+    g: Tensor
+    norms: Tensor
+    dim: int | None
+    versions: tuple[int, int]
+
+
+Placed = tuple[WeightNormAccess, Tensor, MatrixView]  # with the weight made dense, and its view
+
+
+def normalize(access: WeightNormAccess) -> Tensor:
+    """``g v / |v|``, of the weight's shape and memory layout."""
+    weight, g, dim, dtype, _ = access
+    if _is_composite(weight, g):
+        return without_autocast(weight.device.type, torch_row_scaling.weight_norm, *access[:4])
+    backend, dense, view = _place(access)
+    # Inside of a checkpoint a node that saves nothing: one prepared before it would not, either.
+    if backend is torch_cpu and not recomputation.is_possible():
+        fused = _fused(weight, g, dim)
+        if fused is not None:
+            return fused if fused.dtype == dtype else fused.to(dtype)
+    return _normalize_alike(backend, [(access, dense, view)])[0]
+
+
+def normalize_together(accesses: Sequence[WeightNormAccess]) -> list[Tensor]:
+    """As :func:`normalize` of each; on a GPU those of one device in one launch each way."""
+    results: dict[int, Tensor] = {}
+    groups: dict[tuple[Backend, torch.device], list[tuple[int, Placed]]] = {}
+    for i, access in enumerate(accesses):
+        if _is_composite(access.weight, access.g):
+            results[i] = normalize(access)
+            continue
+        backend, dense, view = _place(access)
+        if backend is torch_cpu:
+            results[i] = normalize(access)
+        else:
+            kind = backend, access.weight.device
+            groups.setdefault(kind, []).append((i, (access, dense, view)))
+    for (backend, _), members in groups.items():
+        at, alike = zip(*members, strict=True)
+        results.update(zip(at, _normalize_alike(backend, alike), strict=True))
+    return [results[i] for i in range(len(accesses))]
+
+
+def _is_composite(weight: Tensor, g: Tensor) -> bool:
+    """Whether torch's own operations take it, one by one: compiled, transformed, traced, sharded.
+
+    A compiler makes one kernel of them by itself.
+    """
+    return (
+        torch.compiler.is_compiling()
+        or functorch.active()
+        or is_tracing()
+        or type(weight) not in PLAIN
+        or type(g) not in PLAIN
+        or weight.is_complex()
+        or weight.ndim < 2
+        or weight.numel() == 0
+        or weight.is_meta
+    )
+
+
+def _place(access: WeightNormAccess) -> tuple[Backend, Tensor, MatrixView]:
+    backend, dense, view = place(access.weight, access.dim or 0, access.backend)
+    if access.dim is None:
+        view = MatrixView(1, 1, dense.numel())
+    return backend, dense, view
+
+
+def _fused(weight: Tensor, g: Tensor, dim: int | None) -> Tensor | None:
+    """What torch's fused operation computes, with a graph of its own; None where it is not right.
+
+    It takes the first or last dimension of memory, and divides a row of zeros by zero.
+    """
+    order = None if dim is None else _memory_order(weight.shape, weight.stride(), dim)
+    if order is None or fused_weight_norm is None or g.dtype != weight.dtype:
+        return None
+    axes, back, at = order
+    if axes is None:
+        scaled, norms = fused_weight_norm(weight, g, at)
+    else:
+        scaled, norms = fused_weight_norm(weight.permute(axes), g.permute(axes), at)
+        scaled = scaled.permute(back)
+    low, high = torch.aminmax(norms.detach())
+    return scaled if low.item() > 0 and high.item() < inf else None
+
+
+@lru_cache(maxsize=4096)
+def _memory_order(
+    shape: torch.Size, stride: tuple[int, ...], dim: int
+) -> tuple[tuple[int, ...] | None, tuple[int, ...], int] | None:
+    """Axes from the slowest in memory, those that undo it, and where ``dim`` is among them.
+
+    None for axes that are in order already, and at all where it is neither first nor last, or the
+    weight is not dense.
+    """
+    axes = tuple(sorted(range(len(shape)), key=lambda axis: -stride[axis]))
+    step = 1
+    for axis in reversed(axes):
+        if shape[axis] != 1 and stride[axis] != step:
+            return None
+        step *= shape[axis]
+    at = axes.index(dim)
+    if at not in (0, len(axes) - 1):
+        return None
+    back = tuple(axes.index(axis) for axis in range(len(axes)))
+    return (None if axes == back else axes), back, at
+
+
+def _normalize_alike(backend: Backend, placed: Sequence[Placed]) -> list[Tensor]:
+    calls = [
+        RowScaling(dense.detach(), view, access.g.detach().contiguous(), access.dtype)
+        for access, dense, view in placed
+    ]
+    device_type = calls[0].weight.device.type
+    outputs = without_autocast(device_type, backend.scale_rows, calls)
+    results = [output.weight for output in outputs]
+    nodes = [
+        i
+        for i, (access, dense, _) in enumerate(placed)
+        if torch.is_grad_enabled() and (dense.requires_grad or access.g.requires_grad)
+    ]
+    for bucket in buckets([calls[i].weight.nbytes for i in nodes]):
+        at = nodes[bucket]
+        kept = []
+        for i in at:
+            (weight, view, g, _), (access, *_) = calls[i], placed[i]
+            versions = weight._version, access.g._version
+            kept.append(Scaled(weight, view, g, outputs[i].norms, access.dim, versions))
+        weights, gs = [placed[i][1] for i in at], [placed[i][0].g for i in at]
+        computed = backend, kept, [results[i] for i in at]
+        for i, result in zip(at, ScaleRows.apply(computed, *weights, *gs), strict=True):
+            results[i] = result
+    return results
+
+
+class ScaleRows(EagerFunction):  # type: ignore[misc]
+    """v and g of many weights -> ``g v / |v|`` of each, already computed.
+
+    No transform of ``torch.func`` comes here.
+    """
+
+    if compiled_autograd_key is not None:
+        _compiled_autograd_key = staticmethod(compiled_autograd_key)
+
+    @staticmethod
+    def forward(
+        ctx: Any,
+        computed: tuple[Backend, Sequence[Scaled], Sequence[Tensor]],
+        *originals: Tensor,
+    ) -> tuple[Tensor, ...]:
+        ctx.set_materialize_grads(False)
+        # Kept here rather than with save_for_backward, as :class:`.autograd.Rescale` does.
+        ctx.backend, ctx.scaled, results = computed
+        ctx.originals = originals
+        return tuple(results)
+
+    @staticmethod
+    def backward(ctx: Any, *grads: Any) -> Any:
+        n = len(grads)
+        used = [i for i, grad in enumerate(grads) if grad is not None]
+        result: list[Tensor | None] = [None] * (2 * n)
+        given = [grads[i] for i in used]
+        is_compiling = torch.compiler.is_compiling()
+        for i in () if is_compiling else used:
+            _check_unchanged(ctx.scaled[i], ctx.originals[n + i])
+        if is_compiling or functorch.taken_of(given) or torch.is_grad_enabled():
+            gradients = [
+                torch_row_scaling.gradient(
+                    grads[i], ctx.originals[i], ctx.originals[n + i], ctx.scaled[i].dim
+                )
+                for i in used
+            ]
+        else:
+            calls = [_call(grads[i], ctx.scaled[i]) for i in used]
+            gradients = ctx.backend.scale_rows_backward(calls)
+        for i, (of_weight, of_g) in zip(used, gradients, strict=True):
+            result[i], result[n + i] = of_weight, of_g
+        return None, *result
+
+
+def _call(grad: Tensor, scaled: Scaled) -> RowScalingGradient:
+    weight, view, g, norms, dim, _ = scaled
+    if grad.stride() != weight.stride() or grad.layout != torch.strided or grad.is_neg():
+        grad = like_weight(grad, weight, view, dim or 0)
+    return RowScalingGradient(grad, weight, view, g, norms)
+
+
+def _check_unchanged(scaled: Scaled, g: Tensor) -> None:
+    versions = scaled.weight._version, g._version
+    if versions != scaled.versions:
+        raise modified(scaled.weight)
