@@ -2,17 +2,21 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
-from typing import Any, NamedTuple, Protocol
+from collections.abc import Callable, Iterator
+from typing import Any, NamedTuple, Protocol, TypeVar
 
 import torch
 from torch import Tensor, nn
 from torch.nn.utils.parametrize import ParametrizationList
 
 from .modules.spectral_norm import SpectralNormWrapper
+from .modules.weight_norm import WeightNormWrapper
+from .modules.wrapper import Wrapper
 from .ops.dispatch import SHARDED, is_sharded, select
 from .ops.matrix_view import matrix_view
 from .torch_internals.parametrize import LegacySpectralNorm, TorchSpectralNorm
+
+W = TypeVar("W", bound=Wrapper)
 
 
 class BackendReport(NamedTuple):
@@ -59,7 +63,7 @@ def backend_report(model: nn.Module) -> list[BackendReport]:
         [BackendReport(name='weight', backend='torch', reason='asked for by backend')]
     """
     report = []
-    for name, wrapper in normalized(model):
+    for name, wrapper in constrained(model, SpectralNormWrapper, WeightNormWrapper):
         if wrapper.is_deferred:
             report.append(BackendReport(name, "none", "it waits for its module's first forward"))
         for parametrization in wrapper.parametrizations:
@@ -72,21 +76,29 @@ def backend_report(model: nn.Module) -> list[BackendReport]:
             if is_sharded(weight):
                 report.append(BackendReport(name, "torch", SHARDED))
                 continue
-            view = None if weight.ndim < 2 else matrix_view(weight, parametrization.dim)
+            view = None if weight.ndim < 2 else matrix_view(weight, parametrization.dim or 0)
             copied = "" if weight.ndim < 2 or view else "; not dense, so copied at each access"
             report.append(BackendReport(name, choice.backend, choice.reason + copied))
     return report
 
 
 def normalized(model: nn.Module) -> Iterator[tuple[str, SpectralNormWrapper]]:
-    """The normalized parameters of a model with their qualified names, those that wait included."""
+    """The parameters of a model that a spectral norm is on, as :func:`constrained` has them."""
+    return constrained(model, SpectralNormWrapper)
+
+
+def constrained(model: nn.Module, *kinds: Callable[..., W]) -> Iterator[tuple[str, W]]:
+    """The constrained parameters of a model with their qualified names, those that wait included.
+
+    A wrapper of each of the kinds that is on the parameter.
+    """
     check_model(model)
     for prefix, module in list(model.named_modules()):
-        names = [*getattr(module, "parametrizations", ()), *module._parameters]
-        for name in names:
-            wrapper = SpectralNormWrapper(module, name)
-            if wrapper.parametrizations or wrapper.is_deferred:
-                yield (f"{prefix}.{name}" if prefix else name), wrapper
+        for name in [*getattr(module, "parametrizations", ()), *module._parameters]:
+            for kind in kinds:
+                wrapper = kind(module, name)
+                if wrapper.parametrizations or wrapper.is_deferred:
+                    yield (f"{prefix}.{name}" if prefix else name), wrapper
 
 
 def log_sigmas(

@@ -10,6 +10,7 @@ from torch import nn
 from ..modules.weight_norm import WeightNormWrapper
 from ..modules.whole_model import detach
 from ..parametrizations.options import WeightNormKeywords, check_flag
+from ..reports import constrained
 from ..selection import WEIGHT_NORM
 from .whole_models import Types, apply, selection_of
 
@@ -97,12 +98,7 @@ def remove_weight_norm(module: M, name: str = "weight", *, recursive: bool = Fal
     if not recursive:
         WeightNormWrapper(module, name).remove()
         return module
-    wrappers = [
-        wrapper
-        for each in module.modules()
-        for key in (*getattr(each, "parametrizations", ()), *each._parameters)
-        if (wrapper := WeightNormWrapper(each, key)).parametrizations or wrapper.is_deferred
-    ]
+    wrappers = [wrapper for _, wrapper in constrained(module, WeightNormWrapper)]
     if not wrappers:
         raise ValueError(f"no weight norm of snorm_triton is registered in {type(module).__name__}")
     for wrapper in wrappers:

@@ -51,10 +51,20 @@ class Backend(Protocol):
     def rescale_backward_together(self, calls: Sequence[GradientCall]) -> list[Tensor]:
         """That of each, of one device."""
 
-    def scale_rows(self, calls: Sequence[RowScaling]) -> list[RowScaled]:
-        """The rows of weights of one device at given norms: fresh."""
+    def scale_rows(
+        self, weight: Tensor, view: MatrixView, g: Tensor, dtype: torch.dtype
+    ) -> RowScaled:
+        """The rows of a weight at the norms ``g``, as a :class:`.row_scaling.RowScaling` has it."""
 
     def scale_rows_backward(
+        self, grad: Tensor, weight: Tensor, view: MatrixView, g: Tensor, norms: Tensor
+    ) -> tuple[Tensor, Tensor]:
+        """The gradients of the weight and of ``g``; ``norms`` as :meth:`scale_rows` gave them."""
+
+    def scale_rows_together(self, calls: Sequence[RowScaling]) -> list[RowScaled]:
+        """That of each, of one device."""
+
+    def scale_rows_backward_together(
         self, calls: Sequence[RowScalingGradient]
     ) -> list[tuple[Tensor, Tensor]]:
-        """The gradients of the weights and of the norms that were given."""
+        """That of each, of one device."""

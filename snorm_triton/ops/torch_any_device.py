@@ -15,6 +15,8 @@ from .matrix_view import MatrixView
 from .power_iteration import estimate
 from .torch_row_scaling import scale_rows as scale_rows
 from .torch_row_scaling import scale_rows_backward as scale_rows_backward
+from .torch_row_scaling import scale_rows_backward_together as scale_rows_backward_together
+from .torch_row_scaling import scale_rows_together as scale_rows_together
 
 
 class Matrix:

@@ -22,8 +22,10 @@ from .matrix_view import MatrixView
 from .power_iteration import norm as exact_norm
 from .power_iteration import start_like
 from .torch_any_device import in_dtype_of
-from .torch_row_scaling import scale_rows as scale_rows
-from .torch_row_scaling import scale_rows_backward as scale_rows_backward
+from .torch_cpu_row_scaling import scale_rows as scale_rows
+from .torch_cpu_row_scaling import scale_rows_backward as scale_rows_backward
+from .torch_cpu_row_scaling import scale_rows_backward_together as scale_rows_backward_together
+from .torch_cpu_row_scaling import scale_rows_together as scale_rows_together
 
 _Estimated = tuple[Tensor, Tensor, Tensor, float]  # u, v and sigma, and sigma as a number
 _SMALL, _LARGE = 2.0**-30, 2.0**30  # between them no square loses anything that counts

@@ -11,35 +11,45 @@ from .matrix_view import MatrixView
 from .row_scaling import RowScaled, RowScaling, RowScalingGradient
 
 
-def scale_rows(calls: Sequence[RowScaling]) -> list[RowScaled]:
+def scale_rows(weight: Tensor, view: MatrixView, g: Tensor, dtype: torch.dtype) -> RowScaled:
     """As :class:`snorm_triton.ops.backend.Backend` says."""
-    return [_scale(*call) for call in calls]
-
-
-def scale_rows_backward(calls: Sequence[RowScalingGradient]) -> list[tuple[Tensor, Tensor]]:
-    """As :class:`snorm_triton.ops.backend.Backend` says."""
-    return [_scale_backward(*call) for call in calls]
-
-
-def _scale(weight: Tensor, view: MatrixView, g: Tensor, dtype: torch.dtype) -> RowScaled:
-    rows = view.operand(_wide(weight))
+    rows = view.operand(wide(weight))
     # In float64, no square leaves the range of a float32.
     double = rows.dtype if weight.device.type == "mps" else torch.float64
-    norms = torch.linalg.vector_norm(rows, dim=_columns(rows), dtype=double).to(rows.dtype)
-    scaled = rows * (g.reshape(view.M).to(rows.dtype) / divisor(norms)).view(view.M, 1)
-    return RowScaled(scaled.to(dtype).as_strided(weight.shape, weight.stride()), norms)
+    norms = torch.linalg.vector_norm(rows, dim=columns_of(rows), dtype=double).to(rows.dtype)
+    return RowScaled(scaled(rows, norms, g, dtype, weight), norms)
 
 
-def _scale_backward(
+def scaled(rows: Tensor, norms: Tensor, g: Tensor, dtype: torch.dtype, weight: Tensor) -> Tensor:
+    """``rows`` of those norms at the norms ``g``, laid out as the ``weight`` is."""
+    M = norms.shape[0]
+    result = rows * (g.reshape(M).to(rows.dtype) / divisor(norms)).view(M, 1)
+    return result.to(dtype).as_strided(weight.shape, weight.stride())
+
+
+def scale_rows_backward(
     grad: Tensor, weight: Tensor, view: MatrixView, g: Tensor, norms: Tensor
 ) -> tuple[Tensor, Tensor]:
-    v, grads = view.operand(_wide(weight)), view.operand(_wide(grad))
+    """As :class:`snorm_triton.ops.backend.Backend` says."""
+    v, grads = view.operand(wide(weight)), view.operand(wide(grad))
     lengths = divisor(norms).view(view.M, 1)
-    inner = (grads * v).sum(_columns(v)).view(view.M, 1) / lengths
-    grad_v = grads - v * (inner / lengths)
+    inner = (grads * v).sum(columns_of(v)).view(view.M, 1) / lengths
+    grad_v = torch.addcmul(grads, v, inner / lengths, value=-1)
     grad_v *= g.reshape(view.M, 1).to(v.dtype) / lengths
     grad_v = grad_v.to(weight.dtype).as_strided(weight.shape, weight.stride())
     return grad_v, inner.reshape(g.shape).to(g.dtype)
+
+
+def scale_rows_together(calls: Sequence[RowScaling]) -> list[RowScaled]:
+    """As :class:`snorm_triton.ops.backend.Backend` says."""
+    return [scale_rows(*call) for call in calls]
+
+
+def scale_rows_backward_together(
+    calls: Sequence[RowScalingGradient],
+) -> list[tuple[Tensor, Tensor]]:
+    """As :class:`snorm_triton.ops.backend.Backend` says."""
+    return [scale_rows_backward(*call) for call in calls]
 
 
 def weight_norm(weight: Tensor, g: Tensor, dim: int | None, dtype: torch.dtype) -> Tensor:
@@ -47,13 +57,13 @@ def weight_norm(weight: Tensor, g: Tensor, dim: int | None, dtype: torch.dtype) 
 
     Norms are of the rows along ``dim``, or of all of a weight.
     """
-    wide = _wide(weight)
-    return (wide * (_wide(g) / divisor(norm_except(wide, dim)))).to(dtype)
+    v = wide(weight)
+    return (v * (wide(g) / divisor(norm_except(v, dim)))).to(dtype)
 
 
 def gradient(grad: Tensor, weight: Tensor, g: Tensor, dim: int | None) -> tuple[Tensor, Tensor]:
     """The gradients of v and g, differentiable in all that they are of."""
-    v, grads, scale = _wide(weight), _wide(grad), _wide(g)
+    v, grads, scale = wide(weight), wide(grad), wide(g)
     lengths = divisor(norm_except(v, dim))
     inner = _summed(grads * v, dim) / lengths
     grad_v = (grads - v * (inner / lengths)) * (scale / lengths)
@@ -87,11 +97,12 @@ def _others(weight: Tensor, dim: int) -> tuple[int, ...]:
     return tuple(axis for axis in range(weight.ndim) if axis != dim)
 
 
-def _columns(operand: Tensor) -> tuple[int, ...]:
+def columns_of(operand: Tensor) -> tuple[int, ...]:
+    """The dimensions of a view's operand over which its rows extend."""
     return (1,) if operand.ndim == 2 else (0, 2)
 
 
-def _wide(tensor: Tensor) -> Tensor:
+def wide(tensor: Tensor) -> Tensor:
     """Half precision is computed in float32."""
     dtype = torch.promote_types(tensor.dtype, torch.float32)
     return tensor if tensor.dtype == dtype else tensor.to(dtype)

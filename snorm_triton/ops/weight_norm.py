@@ -6,8 +6,6 @@ Salimans and Kingma (2016, arXiv 1602.07868).
 from __future__ import annotations
 
 from collections.abc import Sequence
-from functools import lru_cache
-from math import inf
 from typing import Any, NamedTuple
 
 import torch
@@ -16,9 +14,8 @@ from torch.nn import Parameter
 
 from ..torch_internals import functorch
 from ..torch_internals.autograd import EagerFunction, compiled_autograd_key
-from ..torch_internals.parametrize import fused_weight_norm
 from ..torch_internals.tracing import is_tracing
-from . import recomputation, torch_cpu, torch_row_scaling
+from . import torch_cpu, torch_row_scaling
 from .autograd import buckets, modified
 from .backend import Backend
 from .dispatch import place
@@ -55,16 +52,12 @@ Placed = tuple[WeightNormAccess, Tensor, MatrixView]  # with the weight made den
 
 def normalize(access: WeightNormAccess) -> Tensor:
     """``g v / |v|``, of the weight's shape and memory layout."""
-    weight, g, dim, dtype, _ = access
+    weight, g, dim, dtype, name = access
     if _is_composite(weight, g):
         return without_autocast(weight.device.type, torch_row_scaling.weight_norm, *access[:4])
-    backend, dense, view = _place(access)
-    # Inside of a checkpoint a node that saves nothing: one prepared before it would not, either.
-    if backend is torch_cpu and not recomputation.is_possible():
-        fused = _fused(weight, g, dim)
-        if fused is not None:
-            return fused if fused.dtype == dtype else fused.to(dtype)
-    return _normalize_alike(backend, [(access, dense, view)])[0]
+    backend, dense, view = _place(weight, dim, name)
+    scaled: Tensor = ScaleRows.apply(backend, view, dim, dtype, dense, g)
+    return scaled
 
 
 def normalize_together(accesses: Sequence[WeightNormAccess]) -> list[Tensor]:
@@ -75,7 +68,7 @@ def normalize_together(accesses: Sequence[WeightNormAccess]) -> list[Tensor]:
         if _is_composite(access.weight, access.g):
             results[i] = normalize(access)
             continue
-        backend, dense, view = _place(access)
+        backend, dense, view = _place(access.weight, access.dim, access.backend)
         if backend is torch_cpu:
             results[i] = normalize(access)
         else:
@@ -105,51 +98,9 @@ def _is_composite(weight: Tensor, g: Tensor) -> bool:
     )
 
 
-def _place(access: WeightNormAccess) -> tuple[Backend, Tensor, MatrixView]:
-    backend, dense, view = place(access.weight, access.dim or 0, access.backend)
-    if access.dim is None:
-        view = MatrixView(1, 1, dense.numel())
-    return backend, dense, view
-
-
-def _fused(weight: Tensor, g: Tensor, dim: int | None) -> Tensor | None:
-    """What torch's fused operation computes, with a graph of its own; None where it is not right.
-
-    It takes the first or last dimension of memory, and divides a row of zeros by zero.
-    """
-    order = None if dim is None else _memory_order(weight.shape, weight.stride(), dim)
-    if order is None or fused_weight_norm is None or g.dtype != weight.dtype:
-        return None
-    axes, back, at = order
-    if axes is None:
-        scaled, norms = fused_weight_norm(weight, g, at)
-    else:
-        scaled, norms = fused_weight_norm(weight.permute(axes), g.permute(axes), at)
-        scaled = scaled.permute(back)
-    low, high = torch.aminmax(norms.detach())
-    return scaled if low.item() > 0 and high.item() < inf else None
-
-
-@lru_cache(maxsize=4096)
-def _memory_order(
-    shape: torch.Size, stride: tuple[int, ...], dim: int
-) -> tuple[tuple[int, ...] | None, tuple[int, ...], int] | None:
-    """Axes from the slowest in memory, those that undo it, and where ``dim`` is among them.
-
-    None for axes that are in order already, and at all where it is neither first nor last, or the
-    weight is not dense.
-    """
-    axes = tuple(sorted(range(len(shape)), key=lambda axis: -stride[axis]))
-    step = 1
-    for axis in reversed(axes):
-        if shape[axis] != 1 and stride[axis] != step:
-            return None
-        step *= shape[axis]
-    at = axes.index(dim)
-    if at not in (0, len(axes) - 1):
-        return None
-    back = tuple(axes.index(axis) for axis in range(len(axes)))
-    return (None if axes == back else axes), back, at
+def _place(weight: Tensor, dim: int | None, name: str) -> tuple[Backend, Tensor, MatrixView]:
+    backend, dense, view = place(weight, dim or 0, name)
+    return backend, dense, view if dim is not None else MatrixView(1, 1, dense.numel())
 
 
 def _normalize_alike(backend: Backend, placed: Sequence[Placed]) -> list[Tensor]:
@@ -158,7 +109,7 @@ def _normalize_alike(backend: Backend, placed: Sequence[Placed]) -> list[Tensor]
         for access, dense, view in placed
     ]
     device_type = calls[0].weight.device.type
-    outputs = without_autocast(device_type, backend.scale_rows, calls)
+    outputs = without_autocast(device_type, backend.scale_rows_together, calls)
     results = [output.weight for output in outputs]
     nodes = [
         i
@@ -174,19 +125,61 @@ def _normalize_alike(backend: Backend, placed: Sequence[Placed]) -> list[Tensor]
             kept.append(Scaled(weight, view, g, outputs[i].norms, access.dim, versions))
         weights, gs = [placed[i][1] for i in at], [placed[i][0].g for i in at]
         computed = backend, kept, [results[i] for i in at]
-        for i, result in zip(at, ScaleRows.apply(computed, *weights, *gs), strict=True):
+        for i, result in zip(at, ScaleRowsOfMany.apply(computed, *weights, *gs), strict=True):
             results[i] = result
     return results
 
 
-class ScaleRows(EagerFunction):  # type: ignore[misc]
-    """v and g of many weights -> ``g v / |v|`` of each, already computed.
+class _Node(EagerFunction):  # type: ignore[misc]
+    """No transform of ``torch.func`` comes here.
 
-    No transform of ``torch.func`` comes here.
+    What a backward needs is kept on the node rather than with save_for_backward, as by
+    :class:`.autograd.Rescale`: a checkpoint counts what is saved, and a weight that was prepared
+    before it saves nothing in it.
     """
 
     if compiled_autograd_key is not None:
         _compiled_autograd_key = staticmethod(compiled_autograd_key)
+
+
+class ScaleRows(_Node):
+    """v and g -> ``g v / |v|``."""
+
+    @staticmethod
+    def forward(
+        ctx: Any,
+        backend: Backend,
+        view: MatrixView,
+        dim: int | None,
+        dtype: torch.dtype,
+        weight: Tensor,
+        g: Tensor,
+    ) -> Tensor:
+        ctx.set_materialize_grads(False)
+        scales = g if g.is_contiguous() else g.contiguous()
+        scaled, norms = backend.scale_rows(weight, view, scales, dtype)
+        ctx.backend = backend
+        ctx.scaled = weight, view, scales, norms, dim, (weight._version, g._version)
+        ctx.g = g
+        return scaled
+
+    @staticmethod
+    def backward(ctx: Any, grad: Any) -> Any:
+        if grad is None:
+            return (None,) * 6
+        weight, view, g, norms, dim, versions = ctx.scaled
+        if torch.is_grad_enabled() or torch.compiler.is_compiling() or functorch.taken_of([grad]):
+            return None, None, None, None, *torch_row_scaling.gradient(grad, weight, ctx.g, dim)
+        if (weight._version, ctx.g._version) != versions:
+            raise modified(weight)
+        if grad.stride() != weight.stride() or grad.layout != torch.strided or grad.is_neg():
+            grad = like_weight(grad, weight, view, dim or 0)
+        gradients = ctx.backend.scale_rows_backward(grad, weight, view, g, norms)
+        return None, None, None, None, *gradients
+
+
+class ScaleRowsOfMany(_Node):
+    """v and g of many weights -> ``g v / |v|`` of each, already computed."""
 
     @staticmethod
     def forward(
@@ -195,7 +188,6 @@ class ScaleRows(EagerFunction):  # type: ignore[misc]
         *originals: Tensor,
     ) -> tuple[Tensor, ...]:
         ctx.set_materialize_grads(False)
-        # Kept here rather than with save_for_backward, as :class:`.autograd.Rescale` does.
         ctx.backend, ctx.scaled, results = computed
         ctx.originals = originals
         return tuple(results)
@@ -218,7 +210,7 @@ class ScaleRows(EagerFunction):  # type: ignore[misc]
             ]
         else:
             calls = [_call(grads[i], ctx.scaled[i]) for i in used]
-            gradients = ctx.backend.scale_rows_backward(calls)
+            gradients = ctx.backend.scale_rows_backward_together(calls)
         for i, (of_weight, of_g) in zip(used, gradients, strict=True):
             result[i], result[n + i] = of_weight, of_g
         return None, *result

@@ -26,6 +26,10 @@ LegacyWeightNorm: Any = private("torch.nn.utils.weight_norm", "WeightNorm", _Abs
 """The forward pre-hook of :func:`torch.nn.utils.weight_norm`."""
 fused_weight_norm: Any = private("torch", "_weight_norm_interface")
 """What torch's computes with: the weight and the norms; None in a torch that has no such thing."""
+fused_weight_norm_backward: Any = private(
+    "torch", "ops.aten._weight_norm_interface_backward.default"
+)
+"""Its gradients of v and g; None likewise."""
 _has_cache = (
     private("torch.nn.utils.parametrize", "_cache_enabled") is not None
     and private("torch.nn.utils.parametrize", "_cache") is not None

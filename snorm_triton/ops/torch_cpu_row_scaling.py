@@ -1,0 +1,83 @@
+"""Weight normalization of plain CPU tensors: by torch's fused operation, where that is right.
+
+It takes two passes over each row, which is in cache by the second. A row of zeros it divides by
+zero, and its second derivatives take the norms for constants: so the graph is ours.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from math import inf
+
+import torch
+from torch import Tensor
+
+from ..torch_internals.parametrize import fused_weight_norm, fused_weight_norm_backward
+from . import torch_row_scaling
+from .matrix_view import MatrixView
+from .row_scaling import RowScaled, RowScaling, RowScalingGradient
+
+_has_fused = None not in (fused_weight_norm, fused_weight_norm_backward)
+
+
+def scale_rows(weight: Tensor, view: MatrixView, g: Tensor, dtype: torch.dtype) -> RowScaled:
+    """As :class:`snorm_triton.ops.backend.Backend` says; the norms have the shape of ``g``."""
+    form = _fused_form(weight, view, g) if weight.dtype == dtype == g.dtype else None
+    if form is not None:
+        v, g, dim = form
+        result, norms = fused_weight_norm(v, g, dim)
+    else:
+        rows = view.operand(torch_row_scaling.wide(weight))
+        norms = torch.linalg.vector_norm(rows, dim=torch_row_scaling.columns_of(rows))
+    low, high = torch.aminmax(norms)
+    if not (low.item() > 0 and high.item() < inf):
+        return torch_row_scaling.scale_rows(weight, view, g, dtype)
+    if form is None:
+        return RowScaled(torch_row_scaling.scaled(rows, norms, g, dtype, weight), norms)
+    return RowScaled(result if v is weight else _like(weight, result), norms)
+
+
+def scale_rows_backward(
+    grad: Tensor, weight: Tensor, view: MatrixView, g: Tensor, norms: Tensor
+) -> tuple[Tensor, Tensor]:
+    """As :class:`snorm_triton.ops.backend.Backend` says."""
+    form = _fused_form(weight, view, g)
+    if form is None or norms.ndim != form[1].ndim or grad.dtype != weight.dtype:
+        return torch_row_scaling.scale_rows_backward(grad, weight, view, g, norms.view(view.M))
+    v, scales, dim = form
+    if v is weight:
+        result: tuple[Tensor, Tensor] = fused_weight_norm_backward(grad, v, g, norms, dim)
+        return result
+    grads = view.operand(grad) if dim == 0 else view.operand(grad).mT
+    grad_v, grad_g = fused_weight_norm_backward(grads, v, scales, norms, dim)
+    return _like(weight, grad_v), grad_g.view(g.shape)
+
+
+def scale_rows_together(calls: Sequence[RowScaling]) -> list[RowScaled]:
+    """As :class:`snorm_triton.ops.backend.Backend` says."""
+    return [scale_rows(*call) for call in calls]
+
+
+def scale_rows_backward_together(
+    calls: Sequence[RowScalingGradient],
+) -> list[tuple[Tensor, Tensor]]:
+    """As :class:`snorm_triton.ops.backend.Backend` says."""
+    return [scale_rows_backward(*call) for call in calls]
+
+
+def _fused_form(weight: Tensor, view: MatrixView, g: Tensor) -> tuple[Tensor, Tensor, int] | None:
+    """The weight with its rows along the first or last dimension of memory, g alike, and which.
+
+    None where they are along neither.
+    """
+    if not _has_fused or (view.P > 1 and view.Q > 1):
+        return None
+    if view.P > 1:
+        return view.operand(weight).mT, g.reshape(1, view.M), 1
+    if weight.shape[0] == view.M and g.ndim == weight.ndim and weight.is_contiguous():
+        return weight, g, 0
+    return view.operand(weight), g.reshape(view.M, 1), 0
+
+
+def _like(weight: Tensor, result: Tensor) -> Tensor:
+    return result.as_strided(weight.shape, weight.stride())
