@@ -7,7 +7,6 @@ from torch import Tensor
 from ..ops.row_scaling import RowScaled, RowScaling, RowScalingGradient
 from .gradient import rescale_backward
 from .normalize import normalize
-from .rescale import rescale
 from .together import normalize as normalize_together
 from .together_backward import rescale_backward as rescale_backward_together
 from .weight_norm import scale_rows, scale_rows_backward
@@ -15,7 +14,6 @@ from .weight_norm import scale_rows, scale_rows_backward
 __all__ = [
     "normalize",
     "normalize_together",
-    "rescale",
     "rescale_backward",
     "rescale_backward_together",
     "scale_rows",

@@ -16,21 +16,6 @@ from .indexing import divisor_of, multiple, reciprocal
 
 
 @triton.jit
-def divide_by_sigma(
-    weight_ptr,  # [numel], in memory order
-    sigma_ptr,  # []
-    out_ptr,  # [numel], out
-    numel,
-    FACTOR: tl.constexpr,  # divides numel
-    BLOCK: tl.constexpr,
-):
-    """weight / sigma, where a zero sigma divides by one."""
-    divide_block(
-        weight_ptr, tl.load(sigma_ptr), out_ptr, tl.program_id(0), multiple(numel, FACTOR), BLOCK
-    )
-
-
-@triton.jit
 def divide_and_copy_state(
     weight_ptr,  # [numel], in memory order
     u_ptr,  # [M]
@@ -65,22 +50,6 @@ def divide_block(weight_ptr, sigma, out_ptr, block, numel, BLOCK: tl.constexpr):
     w = tl.load(weight_ptr + offset, mask=offset < numel, eviction_policy="evict_first")
     scaled = w.to(sigma.dtype) * inverse
     tl.store(out_ptr + offset, scaled.to(out_ptr.dtype.element_ty), mask=offset < numel)
-
-
-def rescale(weight: Tensor, sigma: Tensor, dtype: torch.dtype) -> Tensor:
-    """As :class:`snorm_triton.ops.backend.Backend` says."""
-    out = torch.empty_like(weight, dtype=dtype)
-    with launch.on_device_of(weight):
-        divide_by_sigma[(ceil_div(weight.numel(), ELEMENTWISE_BLOCK),)](
-            weight_ptr=weight,
-            sigma_ptr=sigma,
-            out_ptr=out,
-            numel=weight.numel(),
-            FACTOR=hidden_factor(weight.numel()),
-            BLOCK=ELEMENTWISE_BLOCK,
-            **launch.ROUNDING,
-        )
-    return out
 
 
 def replay(weight: Tensor, view: MatrixView, state: State, dtype: torch.dtype) -> Normalized:

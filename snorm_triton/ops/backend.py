@@ -34,9 +34,6 @@ class Backend(Protocol):
     def normalize_together(self, calls: Sequence[Call], apart: bool = False) -> list[Normalized]:
         """That of each, of one device: in storages of their own if ``apart``."""
 
-    def rescale(self, weight: Tensor, sigma: Tensor, dtype: torch.dtype) -> Tensor:
-        """``weight / sigma`` in ``dtype`` and the dense weight's layout."""
-
     def rescale_backward(
         self,
         grad: Tensor,

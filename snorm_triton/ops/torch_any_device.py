@@ -58,7 +58,7 @@ def normalize_together(calls: Sequence[Call], apart: bool = False) -> list[Norma
 
 
 def rescale(weight: Tensor, sigma: Tensor, dtype: torch.dtype) -> Tensor:
-    """As :class:`snorm_triton.ops.backend.Backend` says."""
+    """``weight / sigma`` in ``dtype`` and the weight's layout; a zero sigma divides by 1."""
     return (in_dtype_of(weight, sigma) / nonzero(sigma)).to(dtype)
 
 

@@ -60,11 +60,6 @@ def normalize_together(calls: Sequence[Call], apart: bool = False) -> list[Norma
     return [normalize(*call) for call in calls]
 
 
-def rescale(weight: Tensor, sigma: Tensor, dtype: torch.dtype) -> Tensor:
-    """As :class:`snorm_triton.ops.backend.Backend` says."""
-    return _divide(weight, sigma, sigma.item(), dtype)
-
-
 def _divide(weight: Tensor, sigma: Tensor, number: float, dtype: torch.dtype) -> Tensor:
     if abs(number) < _TINY[sigma.dtype]:
         sigma = torch.ones_like(sigma)

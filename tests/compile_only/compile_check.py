@@ -164,7 +164,6 @@ def run_every_launcher(
             for call in calls:
                 backend.normalize(*call)
             backend.rescale_backward(*gradient)
-    backend.rescale(weight, sigma, dtype)
     for call in calls:
         is_live = isinstance(call.step, Iterate) and call.step.live is not None
         backend.normalize_together([call] * 3, apart=not is_live)

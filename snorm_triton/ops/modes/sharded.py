@@ -70,17 +70,16 @@ def normalize(access: Access) -> Normalized:
         foreach_copy_([plain(buffer) for buffer in step.live], written)
     # A rank may hold nothing of the weight, for which no kernel is launched.
     kernels = backend_for(dense, backend) if dense.numel() else torch_any_device
-    shard_sn: Tensor
-    if torch.is_grad_enabled() and weight.requires_grad:
-        direction = layout.rows(u), layout.columns(v)
-        if weight.is_complex():
-            shard_sn = _rescale_in_torch(layout, shard, *direction, dtype)
-        else:
-            shard_sn = kernels.rescale(dense, sigma, dtype)
+    direction = layout.rows(u), layout.columns(v).contiguous()
+    is_differentiable = torch.is_grad_enabled() and weight.requires_grad
+    if is_differentiable and weight.is_complex():
+        shard_sn = _rescale_in_torch(layout, shard, *direction, dtype)
+    else:
+        shard_sn = kernels.normalize(dense, view, *direction, Replay(sigma), dtype).weight_sn
+    if is_differentiable:
+        if not weight.is_complex():
             shard_sn = _Rescaled.apply(layout, view, (*direction, sigma), shard_sn, shard)
         sigma = differentiable_sigma(sigma, shard, direction[0], direction[1].conj(), dim)
-    else:
-        shard_sn = kernels.rescale(dense, sigma, dtype)
     return Normalized(_sharded_as(weight, shard_sn), u, v, sigma, is_written=True)
 
 
