@@ -6,7 +6,7 @@ import os
 import sys
 from functools import lru_cache
 from importlib.util import find_spec
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import torch
 from torch import Tensor
@@ -99,18 +99,10 @@ def place(weight: Tensor, dim: int, backend: str) -> tuple[Backend, Tensor, Matr
     """What computes a weight of two dimensions or more, the weight made dense, and its view."""
     if weight.is_neg() or weight.is_conj():
         weight = weight.resolve_conj().resolve_neg()
-    kind = weight.device, weight.dtype, type(weight), backend, DEFAULT_BACKEND
-    chosen, view = _place(weight.shape, weight.stride(), dim, *kind)
+    chosen, view = backend_for(weight, backend), view_of(weight.shape, weight.stride(), dim)
     if view is None:
         weight, view = in_matrix_layout(weight, dim)
     return chosen, weight, view
-
-
-@lru_cache(maxsize=4096)
-def _place(
-    shape: torch.Size, stride: tuple[int, ...], dim: int, *kind: Any
-) -> tuple[Backend, MatrixView | None]:
-    return _backend_for(*kind), view_of(tuple(shape), stride, dim)
 
 
 def _kernels() -> Backend:

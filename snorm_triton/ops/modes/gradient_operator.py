@@ -8,8 +8,8 @@ import torch
 from torch import Tensor
 
 from ..autograd import Estimate, rescale_backward, second_derivatives
-from ..dispatch import backend_for
-from ..matrix_view import in_matrix_layout, matrix_view
+from ..dispatch import place
+from ..matrix_view import matrix_view
 
 RESCALE_BACKWARD = "snorm_triton::rescale_backward"
 BELOW_AUTOGRAD = "CompositeExplicitAutograd"  # on every device
@@ -34,16 +34,15 @@ def _rescale_backward(
     dims: list[int],
     backend: str,
 ) -> list[Tensor]:
-    kernels = backend_for(weights[0], backend)
     places = [
-        in_matrix_layout(weight.detach(), dim) for weight, dim in zip(weights, dims, strict=True)
+        place(weight.detach(), dim, backend) for weight, dim in zip(weights, dims, strict=True)
     ]
     estimates = [
         Estimate(dense, dense._version, view, dim, u, v, sigma)
-        for (dense, view), dim, u, v, sigma in zip(places, dims, us, vs, sigmas, strict=True)
+        for (_, dense, view), dim, u, v, sigma in zip(places, dims, us, vs, sigmas, strict=True)
     ]
     with torch.no_grad():
-        return list(rescale_backward(kernels, estimates, grads))
+        return list(rescale_backward(places[0][0], estimates, grads))
 
 
 def _fake_rescale_backward(
@@ -89,7 +88,7 @@ torch.library.register_autograd(
 
 
 def like_dense(weight: Tensor, dim: int, dtype: torch.dtype) -> Tensor:
-    """Memory as :func:`in_matrix_layout` would lay the weight out."""
+    """Memory as :func:`place` would lay the weight out."""
     shape, stride = ([int(x) for x in each] for each in (weight.shape, weight.stride()))
     result = weight.new_empty_strided(shape, stride, dtype=dtype)  # a parameter's, never symbolic
     return weight.new_empty(shape, dtype=dtype) if matrix_view(result, dim) is None else result
