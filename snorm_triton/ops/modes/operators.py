@@ -5,7 +5,6 @@ Buffers are written outside of it.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from typing import Any
 
 import torch
@@ -14,7 +13,7 @@ from torch import Tensor
 from ...torch_internals.autograd import in_backward
 from .. import recomputation
 from ..autograd import outer
-from ..calls import Access, Evaluate, Iterate, Replay, State, Step
+from ..calls import Access, Evaluate, Iterate, Normalized, Replay, State, Step
 from .eager import normalize_together as normalize_eagerly
 from .gradient_operator import BELOW_AUTOGRAD, TAGS, like_dense
 
@@ -56,27 +55,19 @@ def _normalize(
             state, step = recomputation.at_run_time(state, step, checkpoints, owner, is_due)
         accesses.append(Access(weights[i], state.u, state.v, dims[i], step, dtype, backend))
     with torch.no_grad():
-        outputs = _fresh(accesses)
+        outputs = normalize_eagerly(accesses, apart=True)
         if due and not in_backward() and not _on_host(due[0]):
             outputs = _where_due(due, outputs, accesses, sigmas)
-    for owner, (_, u, v, sigma) in zip(owners, outputs, strict=True):
+    for owner, output in zip(owners, outputs, strict=True):
         if owner is not None and checkpoints:
-            state = State(u.clone(), v.clone(), sigma.clone())
+            state = State(*(x.clone() for x in output.state))
             recomputation.keep(checkpoints, owner, state)
-    weights_sn, us, vs, sigmas = (list(each) for each in zip(*outputs, strict=True))
+    weights_sn, us, vs, sigmas, _ = (list(each) for each in zip(*outputs, strict=True))
     return weights_sn, us, vs, sigmas
 
 
 def _step(n: int, eps: float) -> Step:
     return Iterate(n) if n > 0 else Evaluate(eps)
-
-
-def _fresh(accesses: Sequence[Access]) -> list[list[Tensor]]:
-    """The outputs, none of them an input."""
-    return [
-        [x.clone() if x is given else x for x, given in zip(output[:4], access, strict=False)]
-        for output, access in zip(normalize_eagerly(accesses, apart=True), accesses, strict=True)
-    ]
 
 
 def _on_host(due: Tensor) -> bool:
@@ -86,19 +77,19 @@ def _on_host(due: Tensor) -> bool:
 
 def _where_due(
     due: list[Tensor],
-    outputs: list[list[Tensor]],
+    outputs: list[Normalized],
     accesses: list[Access],
     sigmas: list[Tensor],
-) -> list[list[Tensor]]:
+) -> list[Normalized]:
     """``outputs``, or where a flag is down what the state before gives, decided on the device."""
     replayed = []
-    for flag, (_, *state), access, last in zip(due, outputs, accesses, sigmas, strict=True):
+    for flag, output, access, last in zip(due, outputs, accesses, sigmas, strict=True):
         before = access.u, access.v, last
         u, v, sigma = (
-            torch.where(flag > 0, new, old) for new, old in zip(state, before, strict=True)
+            torch.where(flag > 0, new, old) for new, old in zip(output.state, before, strict=True)
         )
         replayed.append(access._replace(u=u, v=v, step=Replay(sigma)))
-    return [list(each[:4]) for each in normalize_eagerly(replayed, apart=True)]
+    return normalize_eagerly(replayed, apart=True)
 
 
 def _fake_normalize(
