@@ -7,8 +7,7 @@ checkpoint is kept with that checkpoint, and its recomputation takes it again.
 from __future__ import annotations
 
 import threading
-from collections.abc import Iterator
-from contextlib import AbstractContextManager, contextmanager
+from contextlib import AbstractContextManager
 from typing import Any
 
 import torch
@@ -43,9 +42,6 @@ class Kept:
 Checkpoints = list[tuple[Kept, object]]
 
 
-_NONE: Checkpoints = []
-
-
 class _Entered(threading.local):
     """The contexts of :func:`checkpoint_contexts` that this thread is in."""
 
@@ -73,32 +69,24 @@ def checkpoint_contexts() -> tuple[AbstractContextManager[None], AbstractContext
         ... )
     """
     kept = Kept()
-    return _context(kept, is_recomputed=False), _Recomputation(kept)
+    return _Context(kept, is_recomputed=False), _Context(kept, is_recomputed=True)
 
 
-@contextmanager
-def _context(kept: Kept, is_recomputed: bool) -> Iterator[None]:
-    entry = kept, object() if is_recomputed else None
-    _entered.checkpoints.insert(0, entry)
-    try:
-        yield
-    finally:
-        _entered.checkpoints.remove(entry)
-
-
-class _Recomputation(AbstractContextManager[None]):
+class _Context(AbstractContextManager[None]):
     """Entered anew at each backward through a retained graph."""
 
-    def __init__(self, kept: Kept) -> None:
+    def __init__(self, kept: Kept, is_recomputed: bool) -> None:
         self.kept = kept
-        self.running: list[AbstractContextManager[None]] = []
+        self.is_recomputed = is_recomputed
+        self.entries: Checkpoints = []
 
     def __enter__(self) -> None:
-        self.running.append(_context(self.kept, is_recomputed=True))
-        self.running[-1].__enter__()
+        entry = self.kept, object() if self.is_recomputed else None
+        self.entries.append(entry)
+        _entered.checkpoints.insert(0, entry)
 
-    def __exit__(self, *error: Any) -> None:
-        self.running.pop().__exit__(*error)
+    def __exit__(self, *error: object) -> None:
+        _entered.checkpoints.remove(self.entries.pop())
 
 
 def is_possible() -> bool:
