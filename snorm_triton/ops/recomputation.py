@@ -135,11 +135,7 @@ def replay(around: Checkpoints, owner: object) -> State | None:
 
 
 def at_run_time(
-    state: State,
-    step: Step,
-    checkpoints: Checkpoints,
-    owner: object,
-    is_due: bool = True,
+    state: State, step: Step, checkpoints: Checkpoints, owner: object, is_due: bool
 ) -> tuple[State, Step]:
     """What an access takes that was traced as ``step`` and now runs, with the last ``state``.
 

@@ -15,14 +15,13 @@ import torch
 from torch import Tensor
 from torch.distributed.tensor import DTensor, Shard
 
-from ...torch_internals.autograd import foreach_copy_
+from ...torch_internals.autograd import foreach_copy_, in_backward
 from .. import torch_any_device
 from ..autograd import differentiable_sigma, gradient_in_torch, outer
-from ..calls import Access, Iterate, Normalized, Replay, State
+from ..calls import Access, Iterate, Normalized, Replay
 from ..dispatch import backend_for
 from ..matrix_view import MatrixView, like_weight
 from ..power_iteration import estimate
-from ..recomputation import at_run_time
 from ..state import write as write
 from ..torch_any_device import Matrix, in_dtype_of, nonzero
 from .composite import without_autocast
@@ -94,10 +93,10 @@ def _at_run_time(access: Access) -> Access:
     if isinstance(step, Replay):
         step = Replay(plain(step.sigma))
     elif isinstance(step, Iterate) and step.live is not None:
-        state = State(u, v, plain(step.live[2]).to(u.dtype))
         due = None if step.due is None else plain(step.due)
         is_due = due is None or bool(due)
-        (u, v, _), step = at_run_time(state, step, [], None, is_due)
+        if in_backward() or not is_due:
+            step = Replay(plain(step.live[2]).to(u.dtype))
         if due is not None and is_due:
             due.zero_()
     return access._replace(u=u, v=v, step=step)
