@@ -34,10 +34,9 @@ def normalize(access: Access) -> Normalized:
         weight_sn, sigma = rescale(weight, u, v, dim, dtype)
         return Normalized(weight_sn, u, v, sigma, is_written)
     estimate = Estimate(data, data._version, view, dim, u, v, sigma)
-    (differentiable,) = Rescale.apply((backend, (estimate,), (weight_sn,)), dense)
-    if differentiable is weight_sn:  # now it is
-        return normalized
-    return Normalized(differentiable, u, v, sigma, is_written)
+    # Its output is weight_sn itself, which is differentiable from here on.
+    Rescale.apply((backend, (estimate,), (weight_sn,)), dense)
+    return normalized
 
 
 def normalize_together(accesses: Sequence[Access], apart: bool = False) -> list[Normalized]:
