@@ -62,7 +62,7 @@ def normalize(
         elif isinstance(step, Iterate):
             _iterate(view, u, v, step.n, arguments)
         else:
-            _estimate(weight, view, u, v, step.eps, out, *fresh)
+            _estimate(weight, view, u, v, step.eps, out, fresh)
     return Normalized(out, *fresh, is_written=live is not None)
 
 
@@ -97,11 +97,9 @@ def _estimate(
     v: Tensor,
     eps: float,
     out: Tensor,
-    unit_u: Tensor,
-    unit_v: Tensor,
-    sigma: Tensor,
+    fresh: State,
 ) -> None:
-    """Write the last four, in two launches."""
+    """Write ``out`` and ``fresh``, in two launches."""
     M, N, numel = view.M, view.N, weight.numel()
     itemsize, lanes = u.element_size(), launch.warp_size(u.device)
     tile, block = chunk_tile(M, N, view.Q, itemsize, lanes), finish_block(itemsize)
@@ -127,9 +125,9 @@ def _estimate(
         v_ptr=v,
         parts_ptr=parts,
         out_ptr=out,
-        unit_u_ptr=unit_u,
-        unit_v_ptr=unit_v,
-        sigma_ptr=sigma,
+        unit_u_ptr=fresh.u,
+        unit_v_ptr=fresh.v,
+        sigma_ptr=fresh.sigma,
         programs=tile.programs,
         numel=numel,
         M=M,
