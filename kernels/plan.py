@@ -87,10 +87,10 @@ def _in_one_piece(
     return Plan(table_of(layers, places, device, state_bytes), places, sizes)
 
 
-def plan_apart(
+def table_apart(
     layers: tuple[Layer, ...], results: Sequence[Normalized], device: torch.device
-) -> Plan:
-    """The plan with ``results``, a layer's W / sigma, u, v and sigma, wherever they are."""
+) -> tuple[Table, Sizes]:
+    """The table with ``results``, a layer's W / sigma, u, v and sigma, wherever they are."""
     out, u = results[0][:2]
     out_bytes, state_bytes = out.element_size(), u.element_size()
     known, sizes = places_of(tuple(layer.view for layer in layers), out_bytes, state_bytes)
@@ -100,7 +100,7 @@ def plan_apart(
         u_at, v_at, sigma_at = ((x.data_ptr() - u.data_ptr()) // state_bytes for x in state_of)
         places.append(Place(at, u_at, v_at, sigma_at, shares, place.scratch))
         shares += shares_of(layer.view, state_bytes)
-    return Plan(table_of(layers, places, device, state_bytes), tuple(places), sizes)
+    return table_of(layers, places, device, state_bytes), sizes
 
 
 @lru_cache(maxsize=64)

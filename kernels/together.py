@@ -30,7 +30,7 @@ from .foreach_evaluate import (
     foreach_finish_estimate,
 )
 from .normalize import normalize as of_one_weight
-from .plan import Layer, Plan, plan_apart, plan_of
+from .plan import Layer, Place, plan_of, table_apart
 from .table import Table
 
 TYPES = {
@@ -109,26 +109,32 @@ def _memory(
     weight, _, u, *_ = calls[0]
     device = weight.device
     if apart:
-        results = [
-            (torch.empty_like(w, dtype=dtype), torch.empty_like(u), torch.empty_like(v))
+        normalized = [
+            Normalized(
+                torch.empty_like(w, dtype=dtype),
+                torch.empty_like(u),
+                torch.empty_like(v),
+                u.new_empty(()),
+            )
             for w, _, u, v, *_ in calls
         ]
-        normalized = [Normalized(*each, u.new_empty(())) for each in results]
-        plan = plan_apart(layers, normalized, device)
+        table, sizes = table_apart(layers, normalized, device)
         out, state, *_ = normalized[0]
-        shares = u.new_empty(plan.sizes.shares)
+        shares = u.new_empty(sizes.shares)
     else:
-        plan = plan_of(layers, device, dtype.itemsize, u.element_size())
-        out = shares = weight.new_empty(plan.sizes.out, dtype=dtype)
-        state = u.new_empty(plan.sizes.state)
-        normalized = _parts(plan, out, state, calls)
-    scratch = u.new_empty(plan.sizes.scratch)
-    return Memory(plan.table, out, state, shares, scratch), normalized
+        table, places, sizes = plan_of(layers, device, dtype.itemsize, u.element_size())
+        out = shares = weight.new_empty(sizes.out, dtype=dtype)
+        state = u.new_empty(sizes.state)
+        normalized = _parts(places, out, state, calls)
+    scratch = u.new_empty(sizes.scratch)
+    return Memory(table, out, state, shares, scratch), normalized
 
 
-def _parts(plan: Plan, out: Tensor, state: Tensor, calls: Sequence[Call]) -> list[Normalized]:
+def _parts(
+    places: Sequence[Place], out: Tensor, state: Tensor, calls: Sequence[Call]
+) -> list[Normalized]:
     normalized = []
-    for place, (weight, view, *_) in zip(plan.places, calls, strict=True):
+    for place, (weight, view, *_) in zip(places, calls, strict=True):
         # Not views of one tensor: they would share a version counter.
         weight_sn = _part(out, place.out, weight.shape, weight.stride())
         u, v = state[place.u :][: view.M + view.N].split((view.M, view.N))
