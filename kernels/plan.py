@@ -64,24 +64,17 @@ def plan_of(
     Each stream has its own: another might read the table before it has arrived. So has each capture
     of a graph, at whose every replay the table arrives anew.
     """
-    if launch.is_capturing(device):
-        return _in_one_piece(layers, device, out_bytes, state_bytes)
-    return _kept(layers, device, streams.current(device), out_bytes, state_bytes)
+    build = _in_one_piece.__wrapped__ if launch.is_capturing(device) else _in_one_piece
+    return build(layers, device, streams.current(device), out_bytes, state_bytes)
 
 
 @lru_cache(maxsize=256)
-def _kept(
+def _in_one_piece(
     layers: tuple[Layer, ...],
     device: torch.device,
-    stream: object,
+    stream: object,  # by which it is kept
     out_bytes: int,
     state_bytes: int,
-) -> Plan:
-    return _in_one_piece(layers, device, out_bytes, state_bytes)
-
-
-def _in_one_piece(
-    layers: tuple[Layer, ...], device: torch.device, out_bytes: int, state_bytes: int
 ) -> Plan:
     places, sizes = places_of(tuple(layer.view for layer in layers), out_bytes, state_bytes)
     return Plan(table_of(layers, places, device, state_bytes), places, sizes)
