@@ -13,6 +13,10 @@ from ..torch_internals.tracing import is_exporting
 from .calls import Access, Iterate, Normalized
 
 WRITE = "snorm_triton::write"
+# Of every operator of ours, on every device.
+BELOW_AUTOGRAD = "CompositeExplicitAutograd"
+# The compiler need not copy a weight back that it has laid out anew, such as for a convolution.
+TAGS = (torch.Tag.pt2_compliant_tag, torch.Tag.flexible_layout)
 
 
 def write(
@@ -56,10 +60,6 @@ def _write(buffers: list[Tensor], values: list[Tensor], tells: bool) -> None:
         foreach_copy_(buffers if tells else [buffer.data for buffer in buffers], values)
 
 
-torch.library.define(
-    WRITE,
-    "(Tensor(a!)[] buffers, Tensor[] values, bool tells) -> ()",
-    tags=(torch.Tag.pt2_compliant_tag, torch.Tag.flexible_layout),
-)
-torch.library.impl(WRITE, "CompositeExplicitAutograd", _write)
+torch.library.define(WRITE, "(Tensor(a!)[] buffers, Tensor[] values, bool tells) -> ()", tags=TAGS)
+torch.library.impl(WRITE, BELOW_AUTOGRAD, _write)
 torch.library.register_fake(WRITE, lambda buffers, values, tells: None)

@@ -10,12 +10,9 @@ from torch import Tensor
 from ..autograd import Estimate, rescale_backward, second_derivatives
 from ..dispatch import place
 from ..matrix_view import matrix_view
+from ..state import BELOW_AUTOGRAD, TAGS
 
 RESCALE_BACKWARD = "snorm_triton::rescale_backward"
-BELOW_AUTOGRAD = "CompositeExplicitAutograd"  # on every device
-
-# The compiler need not copy a weight back that it has laid out anew, such as for a convolution.
-TAGS = (torch.Tag.pt2_compliant_tag, torch.Tag.flexible_layout)
 
 torch.library.define(
     RESCALE_BACKWARD,

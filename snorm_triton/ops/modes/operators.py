@@ -14,8 +14,9 @@ from ...torch_internals.autograd import in_backward
 from .. import recomputation
 from ..autograd import outer
 from ..calls import Access, Evaluate, Iterate, Normalized, Replay, State, Step
+from ..state import BELOW_AUTOGRAD, TAGS
 from .eager import normalize_together as normalize_eagerly
-from .gradient_operator import BELOW_AUTOGRAD, TAGS, like_dense
+from .gradient_operator import like_dense
 
 NORMALIZE = "snorm_triton::normalize"
 Lists = tuple[list[Tensor], list[Tensor], list[Tensor], list[Tensor]]
