@@ -65,16 +65,14 @@ class History:
         self._y = torch.arange(NUM_CLASSES).repeat(SAMPLES_PER_CLASS).to(trainer.labels)
         self._z = trainer.noise(len(self._y))
 
-    def add(self, step: int, losses: Losses) -> bool:
-        """Take in a finished step, counted from 1; True when it made a new record."""
+    def add(self, step: int, losses: Losses) -> None:
+        """Take in a finished step, counted from 1."""
         self._losses.append(losses)
         if step in self._snapshot_steps:
             self.snapshots[step] = self._samples()[: ROWS_SHOWN * NUM_CLASSES]
-        due = step % self._record_every == 0 or step in (1, self._last_step)
-        if due:
+        if step % self._record_every == 0 or step in (1, self._last_step):
             self.records.append(self._measure(step))
             self._losses.clear()
-        return due
 
     def _samples(self) -> Tensor:
         return self._trainer.sample(self._z, self._y).cpu()
