@@ -7,7 +7,8 @@ from .. import __version__
 from . import convert_checkpoint, demo
 
 
-def build_parser() -> argparse.ArgumentParser:
+def main(argv: Sequence[str] | None = None) -> int | str:
+    """Run a command; the exit status, or the message to fail with."""
     parser = argparse.ArgumentParser(
         prog="python -m snorm_triton", description="Spectral normalization for PyTorch."
     )
@@ -15,12 +16,6 @@ def build_parser() -> argparse.ArgumentParser:
     commands = parser.add_subparsers(title="commands")
     for command in (demo, convert_checkpoint):
         command.add_to(commands.add_parser)
-    return parser
-
-
-def main(argv: Sequence[str] | None = None) -> int | str:
-    """Run a command; the exit status, or the message to fail with."""
-    parser = build_parser()
     arguments = parser.parse_args(argv)
     if "run" not in arguments:
         parser.print_help()
