@@ -17,11 +17,11 @@ pytest.importorskip("tqdm", reason="the demo extra is not installed")
 from snorm_triton.cli import demo as demo_command
 from snorm_triton.cli import main as command_line
 from snorm_triton.gan.data import DigitReader, load_digits, rows_of_digits
-from snorm_triton.gan.demo import NORMALIZATIONS, run_demo
+from snorm_triton.gan.demo import run_demo
 from snorm_triton.gan.losses import discriminator_loss, generator_loss
 from snorm_triton.gan.pictures import MARGIN, ZOOM, tile
 from snorm_triton.gan.singular_values import top_singular_values
-from snorm_triton.gan.training import Trainer, TrainingConfig
+from snorm_triton.gan.training import NORMALIZATIONS, Trainer, TrainingConfig
 
 TINY = TrainingConfig(steps=4, batch_size=4, z_dim=4, channels=4)
 FILES = ("metrics.csv", "samples.png", "sigma.png")

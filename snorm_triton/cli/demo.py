@@ -3,14 +3,13 @@
 import argparse
 import time
 from collections.abc import Callable
-from dataclasses import replace
 from importlib.util import find_spec
 from pathlib import Path
 from tempfile import TemporaryFile
 
 import torch
 
-from ..gan.training import TrainingConfig
+from ..gan.training import NORMALIZATIONS, TrainingConfig
 
 PACKAGES = {"sklearn": "scikit-learn", "matplotlib": "matplotlib", "tqdm": "tqdm"}
 """What the extra `demo` installs: import name, distribution name."""
@@ -39,7 +38,7 @@ def add_to(add_parser: Callable[..., argparse.ArgumentParser]) -> None:
     parser.add_argument("--seed", type=int, default=0, help="seed of every random draw")
     parser.add_argument(
         "--normalization",
-        choices=("snorm", "torch", "none"),
+        choices=NORMALIZATIONS,
         default="snorm",
         help="of the discriminator: ours, torch's own, or none at all",
     )
@@ -64,7 +63,7 @@ def run(arguments: argparse.Namespace) -> str | None:
     start = time.perf_counter()
     history = run_demo(
         arguments.output,
-        replace(TrainingConfig(), steps=arguments.steps),
+        TrainingConfig(steps=arguments.steps),
         normalization=arguments.normalization,
         seed=arguments.seed,
         device=arguments.device,

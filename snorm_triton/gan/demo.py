@@ -1,25 +1,14 @@
 """The demo: train, watch the singular values, write samples.png, sigma.png and metrics.csv."""
 
-from collections.abc import Mapping
 from pathlib import Path
 
 import torch
-from torch.nn.utils import parametrizations
 from tqdm import tqdm
 
-from ..api.spectral_norm import spectral_norm
-from ..models.arguments import Normalization
 from .data import NUM_CLASSES, DigitReader, load_digits, rows_of_digits
 from .history import ROWS_SHOWN, History, write_csv
 from .pictures import draw_samples, draw_sigma
-from .training import Trainer, TrainingConfig
-
-NORMALIZATIONS: Mapping[str, Normalization | None] = {
-    "snorm": spectral_norm,
-    "torch": parametrizations.spectral_norm,
-    "none": None,
-}
-CHOICES = ", ".join(NORMALIZATIONS)
+from .training import NORMALIZATIONS, Trainer, TrainingConfig
 
 
 def run_demo(
@@ -37,7 +26,9 @@ def run_demo(
     for a normalization that is not one of `NORMALIZATIONS`, OSError where `output` is no folder.
     """
     if normalization not in NORMALIZATIONS:
-        raise ValueError(f"normalization must be one of {CHOICES}, got {normalization!r}")
+        raise ValueError(
+            f"normalization must be one of {', '.join(NORMALIZATIONS)}, got {normalization!r}"
+        )
     output.mkdir(parents=True, exist_ok=True)
     torch.manual_seed(seed)
     images, labels = load_digits()

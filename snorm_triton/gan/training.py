@@ -1,10 +1,12 @@
 """The training loop: hinge loss, Adam, class labels for both networks, an averaged generator."""
 
+from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import NamedTuple
 
 import torch
 from torch import Tensor
+from torch.nn.utils import parametrizations
 from torch.optim.lr_scheduler import LinearLR
 from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
 
@@ -12,6 +14,13 @@ from ..api.spectral_norm import spectral_norm
 from ..models import SNResNetDiscriminator, SNResNetGenerator
 from ..models.arguments import Normalization
 from .losses import discriminator_loss, generator_loss
+
+NORMALIZATIONS: Mapping[str, Normalization | None] = {
+    "snorm": spectral_norm,
+    "torch": parametrizations.spectral_norm,
+    "none": None,
+}
+"""Those of the discriminator that the demo compares, by name."""
 
 
 @dataclass(frozen=True)
