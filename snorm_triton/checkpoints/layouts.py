@@ -12,10 +12,10 @@ def legacy_keys(prefix: str, name: str) -> tuple[str, str, str]:
     return f"{prefix}{name}_orig", f"{prefix}{name}_u", f"{prefix}{name}_v"
 
 
-def parametrized_keys(prefix: str, name: str, index: int = 0) -> tuple[str, str, str]:
-    """The keys of the weight, u and v under the parametrization at ``index`` of its list."""
+def parametrized_keys(prefix: str, name: str) -> tuple[str, str, str]:
+    """The keys of the weight, u and v under a parametrization, the first of its list."""
     path = f"{prefix}parametrizations.{name}"
-    return f"{path}.original", f"{path}.{index}._u", f"{path}.{index}._v"
+    return f"{path}.original", f"{path}.0._u", f"{path}.0._v"
 
 
 class Entry(NamedTuple):
