@@ -7,7 +7,7 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
-from snorm_triton.ops.matrix_view import in_matrix_layout, like_weight, matrix_view
+from snorm_triton.ops.matrix_view import flat, in_matrix_layout, like_weight, matrix_view
 from snorm_triton.reference import as_matrix
 
 shapes = st.lists(st.integers(1, 3), min_size=2, max_size=5).map(tuple)
@@ -26,7 +26,7 @@ def permuted(shape: tuple[int, ...], order: tuple[int, ...]) -> torch.Tensor:
 def by_elements(weight: torch.Tensor, dim: int) -> torch.Tensor:
     """The matrix as the kernels index it, element by element."""
     view = matrix_view(weight, dim)
-    memory = view.flat(weight)
+    memory = flat(weight)
     matrix = torch.empty(view.M, view.N)
     for m, n in itertools.product(range(view.M), range(view.N)):
         p, q = divmod(n, view.Q)

@@ -47,10 +47,6 @@ class MatrixView:
             return v
         return v.view(-1, self.K, self.C).transpose(1, 2).reshape(-1)
 
-    def flat(self, weight: Tensor) -> Tensor:
-        """The dense ``weight`` as a vector in memory order, a view."""
-        return weight.as_strided((weight.numel(),), (1,))
-
     def operand(self, weight: Tensor) -> Tensor:
         """The dense ``weight`` as (M, N) in memory column order where strides allow, or (P, M, Q).
 
@@ -86,6 +82,11 @@ def in_matrix_layout(weight: Tensor, dim: int) -> tuple[Tensor, MatrixView]:
         view = matrix_view(weight, dim)
         assert view is not None
     return weight, view
+
+
+def flat(tensor: Tensor) -> Tensor:
+    """The dense ``tensor`` as a vector in memory order, a view."""
+    return tensor.as_strided((tensor.numel(),), (1,))
 
 
 def like_weight(tensor: Tensor, weight: Tensor, view: MatrixView, dim: int) -> Tensor:

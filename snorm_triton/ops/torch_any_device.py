@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 
 from .calls import Call, GradientCall, Normalized, Step
-from .matrix_view import MatrixView
+from .matrix_view import MatrixView, flat
 from .power_iteration import estimate
 from .torch_row_scaling import scale_rows as scale_rows
 from .torch_row_scaling import scale_rows_backward as scale_rows_backward
@@ -82,7 +82,7 @@ def rescale_backward(
     """
     divisor = nonzero(sigma)
     wide_grad = in_dtype_of(grad, u)
-    inner = torch.dot(view.flat(in_dtype_of(weight, u)), view.flat(wide_grad))
+    inner = torch.dot(flat(in_dtype_of(weight, u)), flat(wide_grad))
     if sum_over_shards is not None:
         inner = sum_over_shards(inner)
     # A weight whose sigma is zero was divided by 1, whatever it is.

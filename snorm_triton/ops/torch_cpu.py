@@ -18,7 +18,7 @@ from torch.nn import Parameter
 from . import tiles
 from .calls import Call, Evaluate, GradientCall, Iterate, Normalized, Replay, Step
 from .huge_pages import LARGE, huge_pages_like
-from .matrix_view import MatrixView
+from .matrix_view import MatrixView, flat
 from .power_iteration import norm as exact_norm
 from .power_iteration import start_like
 from .torch_any_device import in_dtype_of
@@ -177,8 +177,7 @@ def _rounded(number: float, dtype: torch.dtype) -> float:
 
 def _inner(a: Tensor, b: Tensor, dtype: torch.dtype) -> float:
     """The sum of the products of the elements of two tensors that are laid out alike, and dense."""
-    size = (a.numel(),)
-    a, b = a.as_strided(size, (1,)), b.as_strided(size, (1,))
+    a, b = flat(a), flat(b)
     if a.dtype == b.dtype == dtype:
         return torch.dot(a, b).item()
     pairs = zip(a.split(tiles.ELEMENTS), b.split(tiles.ELEMENTS), strict=True)
