@@ -74,7 +74,7 @@ def rescale_backward(
     u: Tensor,
     v: Tensor,
     sigma: Tensor,
-    sum_over_shards: Callable[[Tensor], Tensor] | None = None,
+    sum_over_shards: Callable[[Tensor], Tensor] = lambda whole: whole,
 ) -> Tensor:
     """As :class:`snorm_triton.ops.backend.Backend` says.
 
@@ -82,9 +82,7 @@ def rescale_backward(
     """
     divisor = nonzero(sigma)
     wide_grad = in_dtype_of(grad, u)
-    inner = torch.dot(flat(in_dtype_of(weight, u)), flat(wide_grad))
-    if sum_over_shards is not None:
-        inner = sum_over_shards(inner)
+    inner = sum_over_shards(torch.dot(flat(in_dtype_of(weight, u)), flat(wide_grad)))
     # A weight whose sigma is zero was divided by 1, whatever it is.
     coefficient = torch.where(sigma == divisor, -(inner / divisor) / divisor, 0)
     grad_weight = wide_grad / divisor
