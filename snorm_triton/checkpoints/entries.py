@@ -1,23 +1,26 @@
-"""Finds the spectral norms of a state dict, and checks that each is whole."""
+"""Finds the norms of a state dict, and checks that each is whole."""
 
 from __future__ import annotations
 
 import re
 from collections.abc import Iterator, Mapping
+from math import prod
 from typing import Any, NoReturn
 
 from torch import Tensor
 
 from ..functional import matrix_shape
-from .layouts import Entry, legacy_keys
+from .layouts import NORMS, Entry, legacy_keys
 from .metadata import declared_parameters
 
 _PARAMETRIZED = re.compile(r"(?P<prefix>(?:.+\.)?)parametrizations\.(?P<name>[^.]+)\.(?P<rest>.+)")
 _VECTOR = re.compile(r"\d+\._[uv]")
 
 
-def find_entries(state_dict: Mapping[str, Any]) -> list[Entry]:
-    """The spectral norms of a state dict; ValueError where one is incomplete or does not fit."""
+def find_entries(state_dict: Mapping[str, Any], norm: str = NORMS[0]) -> list[Entry]:
+    """The norms of a state dict; ValueError where a spectral norm is incomplete or does not fit."""
+    if norm == "weight_norm":
+        return list(_find_scaled(state_dict))
     entries = [*_find_legacy(state_dict), *_find_parametrized(state_dict)]
     for entry in entries:
         # Not on top of another parametrization: no entry has the shape of its output.
@@ -27,13 +30,13 @@ def find_entries(state_dict: Mapping[str, Any]) -> list[Entry]:
 
 
 def check_alone(entry: Entry, state_dict: Mapping[str, Any]) -> None:
-    """Raise ValueError where a parametrized parameter has more than one spectral norm."""
-    below = entry.keys[0].removesuffix("original")
+    """Raise ValueError where a parametrized parameter has more than one norm."""
+    below = f"{entry.prefix}parametrizations.{entry.name}."
     for key in state_dict:
         if isinstance(key, str) and key.startswith(below) and key not in entry.keys:
             raise ValueError(
-                f"{key} has no place in the legacy layout, which holds one spectral norm and "
-                f"nothing else on {entry.path}"
+                f"{key} has no place in the legacy layout, which holds one norm and nothing else "
+                f"on {entry.path}"
             )
 
 
@@ -58,7 +61,7 @@ def _find_legacy(state_dict: Mapping[str, Any]) -> Iterator[Entry]:
             yield Entry(prefix + dot, name, is_legacy=True)
 
 
-def _is_vector_of_a_weight(keys: tuple[str, str, str], state_dict: Mapping[str, Any]) -> bool:
+def _is_vector_of_a_weight(keys: tuple[str, ...], state_dict: Mapping[str, Any]) -> bool:
     u = state_dict.get(keys[1])
     return isinstance(u, Tensor) and u.ndim == 1 and "weight" in keys[1].rpartition(".")[2]
 
@@ -75,6 +78,31 @@ def _find_parametrized(state_dict: Mapping[str, Any]) -> Iterator[Entry]:
             _raise_incomplete(f"{path}.original")
         if indices:
             yield Entry(prefix, name, is_legacy=False)
+
+
+def _find_scaled(state_dict: Mapping[str, Any]) -> Iterator[Entry]:
+    """Weight norms: other things may have such names, but no g and v of such shapes."""
+    for key in state_dict:
+        if not isinstance(key, str):
+            continue
+        match = _PARAMETRIZED.fullmatch(key)
+        if match is not None and match["rest"] == "original0":
+            entry = Entry(match["prefix"], match["name"], is_legacy=False, is_scaled=True)
+        elif key.endswith("_g"):
+            prefix, dot, name = key.removesuffix("_g").rpartition(".")
+            entry = Entry(prefix + dot, name, is_legacy=True, is_scaled=True)
+        else:
+            continue
+        g, v = (state_dict.get(each) for each in entry.keys)
+        if isinstance(g, Tensor) and isinstance(v, Tensor) and _are_g_and_v(g, v):
+            yield entry
+
+
+def _are_g_and_v(g: Tensor, v: Tensor) -> bool:
+    sizes = zip(g.shape, v.shape, strict=False)
+    wide = [g_size for g_size, v_size in sizes if g_size != 1 and g_size == v_size]
+    is_broadcast = g.ndim == v.ndim and prod(g.shape) == prod(wide) and len(wide) <= 1
+    return v.ndim > 0 and (g.ndim == 0 or is_broadcast)
 
 
 def _parametrized(state_dict: Mapping[str, Any]) -> dict[tuple[str, str], list[str]]:

@@ -1,4 +1,4 @@
-"""Checkpoint files with their spectral norms in another layout."""
+"""Checkpoint files with their norms in another layout."""
 
 from __future__ import annotations
 
@@ -12,8 +12,8 @@ from .placing import check_target, put_in_place
 from .state_dicts import convert_state_dict
 
 
-def convert_file(source: Path, target: Path, to: str) -> list[str]:
-    """Write ``source`` to ``target`` with its spectral norms in the layout ``to``.
+def convert_file(source: Path, target: Path, to: str, norm: str = "spectral_norm") -> list[str]:
+    """Write ``source`` to ``target`` with its norms of the kind ``norm`` in the layout ``to``.
 
     Every dict that holds normalized weights is converted, however deep in other dicts it lies, and
     everything else is kept. Tensors are read to the CPU. ``target`` comes into place when it is
@@ -34,12 +34,12 @@ def convert_file(source: Path, target: Path, to: str) -> list[str]:
     check_target(target)
     file_format = SAFETENSORS if is_safetensors else TORCH
     contents = file_format.read(source)
-    conversion = _Conversion(to)
+    conversion = _Conversion(to, norm)
     try:
         contents = contents._replace(value=conversion.of(contents.value, source.name))
         if not conversion.converted:
             have = f"those it has are in the layout {to!r}" if conversion.kept else "it has none"
-            raise ValueError(f"{source}: no spectral norm to convert: {have}")
+            raise ValueError(f"{source}: no {norm.replace('_', ' ')} to convert: {have}")
         put_in_place(target, lambda file: file_format.write(contents, file))
     except RecursionError as error:
         raise ValueError(f"{source} holds dicts or lists too deep in one another") from error
@@ -49,8 +49,9 @@ def convert_file(source: Path, target: Path, to: str) -> list[str]:
 class _Conversion:
     """Goes through dicts of dicts, and keeps account."""
 
-    def __init__(self, to: str) -> None:
+    def __init__(self, to: str, norm: str) -> None:
         self.to = to
+        self.norm = norm
         self.converted: list[str] = []
         self.kept = 0
         self._done: dict[int, Any] = {}  # a dict that stands in two places does so afterwards
@@ -62,10 +63,12 @@ class _Conversion:
         if id(value) in self._done:
             return self._done[id(value)]
         try:
-            entries = find_entries(value)
+            entries = find_entries(value, self.norm)
             others = [entry for entry in entries if entry.is_legacy != (self.to == "legacy")]
             # A copy has the attributes of an OrderedDict, too: `_metadata`.
-            new = convert_state_dict(value, self.to) if others else copy.copy(value)
+            new = copy.copy(value)
+            if others:
+                new = convert_state_dict(value, self.to, norm=self.norm)
         except ValueError as error:
             raise ValueError(f"{where}: {error}") from error
         self._done[id(value)] = new

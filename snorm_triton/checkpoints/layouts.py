@@ -1,10 +1,12 @@
-"""The layouts by name, and the keys that a spectral norm has in each."""
+"""The layouts by name, and the keys that a norm has in each."""
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import Any, NamedTuple
 
 LAYOUTS = ("ours", "torch", "legacy")
+NORMS = ("spectral_norm", "weight_norm")
 
 
 def legacy_keys(prefix: str, name: str) -> tuple[str, str, str]:
@@ -18,27 +20,50 @@ def parametrized_keys(prefix: str, name: str) -> tuple[str, str, str]:
     return f"{path}.original", f"{path}.0._u", f"{path}.0._v"
 
 
+def legacy_scaled_keys(prefix: str, name: str) -> tuple[str, str]:
+    """The keys of g and v under the legacy hook of weight norm."""
+    return f"{prefix}{name}_g", f"{prefix}{name}_v"
+
+
+def parametrized_scaled_keys(prefix: str, name: str) -> tuple[str, str]:
+    """The keys of g and v under the parametrization."""
+    path = f"{prefix}parametrizations.{name}"
+    return f"{path}.original0", f"{path}.original1"
+
+
 class Entry(NamedTuple):
-    """A normalized parameter in a state dict: its module's prefix, as ``"0."``, and its name."""
+    """A normalized parameter in a state dict: its module's prefix, as ``"0."``, and its name.
+
+    ``is_scaled`` of a weight norm; else it is a spectral norm.
+    """
 
     prefix: str
     name: str
     is_legacy: bool
+    is_scaled: bool = False
 
     @property
     def path(self) -> str:
         return self.prefix + self.name
 
     @property
-    def keys(self) -> tuple[str, str, str]:
+    def keys(self) -> tuple[str, ...]:
         """The keys that it has."""
-        keys = legacy_keys if self.is_legacy else parametrized_keys
+        keys = _KEYS[self.is_legacy, self.is_scaled]
         return keys(self.prefix, self.name)
 
     @property
-    def converted_keys(self) -> tuple[str, str, str]:
+    def converted_keys(self) -> tuple[str, ...]:
         """The keys that it has in the other layout."""
         return self._replace(is_legacy=not self.is_legacy).keys
+
+
+_KEYS: dict[tuple[bool, bool], Callable[[str, str], tuple[str, ...]]] = {
+    (True, False): legacy_keys,
+    (False, False): parametrized_keys,
+    (True, True): legacy_scaled_keys,
+    (False, True): parametrized_scaled_keys,
+}
 
 
 def rename_legacy(

@@ -27,6 +27,11 @@ def convert_metadata(metadata: Mapping[str, Any], entries: list[Entry]) -> Order
         module = entry.prefix.removesuffix(".")
         parametrizations = entry.prefix + "parametrizations"
         below = (f"{parametrizations}.{entry.name}", f"{parametrizations}.{entry.name}.0")
+        if entry.is_scaled and not entry.is_legacy:
+            for path in below:
+                converted.pop(path, None)
+        if entry.is_scaled:  # of which torch's hook notes nothing
+            continue
         local = converted.setdefault(module, {"version": 1})
         versions = dict(local.pop(NOTE, {}))
         if entry.is_legacy:

@@ -7,15 +7,19 @@ from collections.abc import Mapping
 from typing import Any
 
 from .entries import check_alone, find_entries
-from .layouts import LAYOUTS, Entry
+from .layouts import LAYOUTS, NORMS, Entry
 from .metadata import convert_metadata
 from .missing_v import missing_v
 
 
 def convert_state_dict(
-    state_dict: Mapping[str, Any], to: str = "ours", *, dims: Mapping[str, int] | None = None
+    state_dict: Mapping[str, Any],
+    to: str = "ours",
+    *,
+    dims: Mapping[str, int] | None = None,
+    norm: str = "spectral_norm",
 ) -> OrderedDict[str, Any]:
-    """A state dict with its spectral norms in another layout, for code that compares keys itself.
+    """A state dict with its norms in another layout, for code that compares keys itself.
 
     A module normalized by us does not need it: its ``load_state_dict`` takes all three layouts.
     Every other entry stays as it is, in its place. Tensors are not copied, and the argument is not
@@ -32,15 +36,16 @@ def convert_state_dict(
         dims: the dimension of the outputs by qualified parameter name, ``{"0.weight": 1}``. Needed
             only where a legacy checkpoint lacks v and a shape such as (8, 8, 3, 3) leaves open
             whether its convolution is transposed.
+        norm: ``"spectral_norm"`` or ``"weight_norm"``: which to convert; others stay as they are.
 
     Returns:
         A new dict; it has ``_metadata`` where the argument has.
 
     Raises:
-        ValueError: ``to`` is no layout; an entry, which is named, is incomplete, has a shape that
-            does not fit the others, lacks a v that cannot be computed, is to become legacy with
-            more on the parameter than one spectral norm, or would replace another; ``dims`` names
-            no spectral norm, or a dimension of another size than u.
+        ValueError: ``to`` is no layout, or ``norm`` no norm; an entry, which is named, is
+            incomplete, has a shape that does not fit the others, lacks a v that cannot be computed,
+            is to become legacy with more on the parameter than one norm, or would replace another;
+            ``dims`` names no spectral norm, or a dimension of another size than u.
         TypeError: ``state_dict`` is no mapping.
 
     Example:
@@ -53,9 +58,11 @@ def convert_state_dict(
         raise TypeError(f"state_dict must be a mapping, got {type(state_dict).__name__}")
     if to not in LAYOUTS:
         raise ValueError(f"to must be one of {', '.join(LAYOUTS)}, got {to!r}")
-    entries = find_entries(state_dict)
+    if norm not in NORMS:
+        raise ValueError(f"norm must be one of {', '.join(NORMS)}, got {norm!r}")
+    entries = find_entries(state_dict, norm)
     for path in dims or ():
-        if path not in [entry.path for entry in entries]:
+        if path not in [entry.path for entry in entries if not entry.is_scaled]:
             raise ValueError(f"dims: no spectral norm on {path!r}")
     entries = [entry for entry in entries if entry.is_legacy != (to == "legacy")]
     replaced: dict[str, dict[str, Any]] = {}
@@ -85,7 +92,7 @@ def _replacements(
         for old_key, new_key in zip(old, new, strict=True)
         if old_key in state_dict
     }
-    if entry.is_legacy:
+    if entry.is_legacy and not entry.is_scaled:
         replaced[entry.path] = {}  # in torch before 1.0, the weight as it was last normalized
         if state_dict[old[0]].ndim == 1:
             replaced |= {key: {} for key in old[1:]}

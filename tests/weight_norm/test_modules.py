@@ -16,6 +16,7 @@ from snorm_triton import (
     apply_spectral_norm,
     apply_weight_norm,
     backend_report,
+    convert_state_dict,
     convert_weight_norm,
     fold,
     patch_torch,
@@ -23,6 +24,7 @@ from snorm_triton import (
     spectral_norm,
     weight_norm,
 )
+from snorm_triton.checkpoints.files import convert_file
 
 
 def hooked(module, *args, **options):
@@ -281,3 +283,27 @@ def test_a_refused_model_is_unchanged():
     with pytest.raises(ValueError, match="a weight norm must be the first"):
         apply_weight_norm(model)
     assert list(model.state_dict()) == keys
+
+
+@pytest.mark.parametrize("dim", [0, 1, None], ids=str)
+def test_state_dicts_of_the_older_hook_and_back(dim, tmp_path):
+    torch.manual_seed(7)
+    old = nn.Sequential(hooked(nn.Conv1d(4, 3, 5), dim=dim), nn.ReLU(), nn.Linear(2, 2))
+    new = nn.Sequential(weight_norm(nn.Conv1d(4, 3, 5), dim=dim), nn.ReLU(), nn.Linear(2, 2))
+    saved = old.state_dict()
+    converted = convert_state_dict(saved, norm="weight_norm")
+    assert converted.keys() == new.state_dict().keys()
+    assert not new.load_state_dict(converted).missing_keys
+    back = convert_state_dict(new.state_dict(), "legacy", norm="weight_norm")
+    assert back.keys() == saved.keys()
+    assert all(torch.equal(back[key], saved[key]) for key in saved)
+    torch.save({"generator": new.state_dict()}, tmp_path / "new.pt")
+    assert convert_file(tmp_path / "new.pt", tmp_path / "old.pt", "legacy", "weight_norm") == [
+        "generator: 0.weight"
+    ]
+    assert not old.load_state_dict(torch.load(tmp_path / "old.pt")["generator"]).missing_keys
+
+
+def test_other_things_named_g_are_no_weight_norms():
+    others = {"weight_g": torch.ones(3), "weight_v": torch.ones(3, 4), "w_g": torch.ones(2)}
+    assert convert_state_dict(others, norm="weight_norm") == others
