@@ -6,8 +6,9 @@ zero, and its second derivatives take the norms for constants: so the graph is o
 
 from __future__ import annotations
 
+import ctypes
+import sys
 from collections.abc import Sequence
-from math import inf
 
 import torch
 from torch import Tensor
@@ -17,7 +18,11 @@ from . import torch_row_scaling
 from .matrix_view import MatrixView
 from .row_scaling import RowScaled, RowScaling, RowScalingGradient
 
-_has_fused = None not in (fused_weight_norm, fused_weight_norm_backward)
+HAS_FUSED = None not in (fused_weight_norm, fused_weight_norm_backward)
+_IRREGULAR = {  # zero and infinity, least significant byte first
+    torch.float32: (bytes(4), b"\x00\x00\x80\x7f"),
+    torch.float64: (bytes(8), b"\x00\x00\x00\x00\x00\x00\xf0\x7f"),
+}
 
 
 def scale_rows(weight: Tensor, view: MatrixView, g: Tensor, dtype: torch.dtype) -> RowScaled:
@@ -29,8 +34,7 @@ def scale_rows(weight: Tensor, view: MatrixView, g: Tensor, dtype: torch.dtype) 
     else:
         rows = view.operand(torch_row_scaling.wide(weight))
         norms = torch.linalg.vector_norm(rows, dim=torch_row_scaling.columns_of(rows))
-    low, high = torch.aminmax(norms)
-    if not (low.item() > 0 and high.item() < inf):
+    if not all_regular(norms):
         return torch_row_scaling.scale_rows(weight, view, g, dtype)
     if form is None:
         return RowScaled(torch_row_scaling.scaled(rows, norms, g, dtype, weight), norms)
@@ -65,12 +69,22 @@ def scale_rows_backward_together(
     return [scale_rows_backward(*call) for call in calls]
 
 
+def all_regular(norms: Tensor) -> bool:
+    """Whether none of the norms is zero or infinite; False also where that is not sure.
+
+    Looked for in memory: an operation would take as long as the norms of a small weight.
+    """
+    held = ctypes.string_at(norms.data_ptr(), norms.nbytes)
+    zero, infinite = _IRREGULAR[norms.dtype]
+    return zero not in held and infinite not in held and sys.byteorder == "little"
+
+
 def _fused_form(weight: Tensor, view: MatrixView, g: Tensor) -> tuple[Tensor, Tensor, int] | None:
     """The weight with its rows along the first or last dimension of memory, g alike, and which.
 
     None where they are along neither.
     """
-    if not _has_fused or (view.P > 1 and view.Q > 1):
+    if not HAS_FUSED or (view.P > 1 and view.Q > 1):
         return None
     if view.P > 1:
         return view.operand(weight).mT, g.reshape(1, view.M), 1

@@ -6,6 +6,7 @@ Salimans and Kingma (2016, arXiv 1602.07868).
 from __future__ import annotations
 
 from collections.abc import Sequence
+from functools import partial
 from typing import Any, NamedTuple
 
 import torch
@@ -14,14 +15,16 @@ from torch.nn import Parameter
 
 from ..torch_internals import functorch
 from ..torch_internals.autograd import EagerFunction, compiled_autograd_key
+from ..torch_internals.parametrize import fused_weight_norm
 from ..torch_internals.tracing import is_tracing
-from . import torch_cpu, torch_row_scaling
+from . import recomputation, torch_cpu, torch_row_scaling
 from .autograd import buckets, modified
 from .backend import Backend
-from .dispatch import place
+from .dispatch import backend_for, place
 from .matrix_view import MatrixView, like_weight
 from .modes.composite import without_autocast
 from .row_scaling import RowScaling, RowScalingGradient
+from .torch_cpu_row_scaling import HAS_FUSED, all_regular
 
 PLAIN = (Tensor, Parameter)
 
@@ -52,9 +55,22 @@ Placed = tuple[WeightNormAccess, Tensor, MatrixView]  # with the weight made den
 
 def normalize(access: WeightNormAccess) -> Tensor:
     """``g v / |v|``, of the weight's shape and memory layout."""
-    weight, g, dim, dtype, name = access
+    return normalized(*access)
+
+
+def normalized(
+    weight: Tensor, g: Tensor, dim: int | None, dtype: torch.dtype, name: str = "auto"
+) -> Tensor:
+    """As :func:`normalize`, of a :class:`WeightNormAccess` that is none yet."""
     if _is_composite(weight, g):
-        return without_autocast(weight.device.type, torch_row_scaling.weight_norm, *access[:4])
+        return without_autocast(
+            weight.device.type, torch_row_scaling.weight_norm, weight, g, dim, dtype
+        )
+    # Inside of a checkpoint nothing is saved, as a weight that was prepared before it saves none.
+    if backend_for(weight, name) is torch_cpu and not recomputation.is_possible():
+        fused = _fused(weight, g, dim, dtype)
+        if fused is not None:
+            return fused
     backend, dense, view = _place(weight, dim, name)
     scaled: Tensor = ScaleRows.apply(backend, view, dim, dtype, dense, g)
     return scaled
@@ -101,6 +117,36 @@ def _is_composite(weight: Tensor, g: Tensor) -> bool:
 def _place(weight: Tensor, dim: int | None, name: str) -> tuple[Backend, Tensor, MatrixView]:
     backend, dense, view = place(weight, dim or 0, name)
     return backend, dense, view if dim is not None else MatrixView(1, 1, dense.numel())
+
+
+def _fused(weight: Tensor, g: Tensor, dim: int | None, dtype: torch.dtype) -> Tensor | None:
+    """What torch's fused operation computes, with its graph; None where it does not, or wrongly.
+
+    A node of Python would take as long again as all of it, of a small weight.
+    """
+    if dim is None or not (dim == 0 or dim == weight.ndim - 1) or not weight.is_contiguous():
+        return None
+    if not weight.dtype == g.dtype == dtype or g.ndim != weight.ndim or not HAS_FUSED:
+        return None
+    scaled: Tensor
+    scaled, norms = fused_weight_norm(weight, g, dim)
+    if not all_regular(norms):
+        return None
+    if scaled.grad_fn is not None:
+        scaled.grad_fn.register_hook(partial(_in_second_derivatives, weight, g, dim))
+    return scaled
+
+
+def _in_second_derivatives(
+    weight: Tensor, g: Tensor, dim: int, grads_in: Any, grads_out: Any
+) -> tuple[Tensor | None, ...] | None:
+    """Right gradients in place of torch's ``grads_in``, which take the norms for constants."""
+    if not torch.is_grad_enabled() or grads_out[0] is None:
+        return None
+    of_both = torch_row_scaling.gradient(grads_out[0], weight, g, dim)
+    return tuple(
+        new if old is not None else None for new, old in zip(of_both, grads_in, strict=True)
+    )
 
 
 def _normalize_alike(backend: Backend, placed: Sequence[Placed]) -> list[Tensor]:

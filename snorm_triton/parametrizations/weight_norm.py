@@ -5,7 +5,6 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Any, Unpack
 
-import torch
 from torch import Tensor
 
 from ..ops import weight_norm
@@ -65,9 +64,11 @@ class WeightNormParametrization(Parametrization):
                 return prepared.hand_over((g, v), self)  # type: ignore[no-any-return]
             if prepared.outlives_forward:
                 self.__dict__["prepared"] = None
-        access = self.access((g, v), None)
-        weight = weight_norm.normalize(access)
-        self.settle(access, (weight,), None)
+        options = self.options
+        dtype = self.output_dtype(v) if options.autocast_output else v.dtype
+        weight = weight_norm.normalized(v, g, self._rows, dtype, options.backend)
+        if not self.training:
+            self._keep((g, v), weight)
         return weight
 
     def right_inverse(self, value: Tensor) -> tuple[Tensor, Tensor]:
@@ -95,11 +96,12 @@ class WeightNormParametrization(Parametrization):
         self, access: WeightNormAccess, output: Any, checkpoints: Checkpoints | None
     ) -> None:
         """Keep the weight of an evaluation."""
-        if self.training or torch.is_grad_enabled():
-            return
-        originals = access.g, access.weight
+        if not self.training:
+            self._keep((access.g, access.weight), output[0])
+
+    def _keep(self, originals: Originals, weight: Tensor) -> None:
         if self.options.cache_evaluation and self.outlive_forward(originals):
-            self.__dict__["prepared"] = PreparedWeight(originals, output, self)
+            self.__dict__["prepared"] = PreparedWeight(originals, (weight,), self)
 
     def hand_over(self, originals: Originals, output: Any) -> Tensor:
         """The weight as it was computed ahead."""
