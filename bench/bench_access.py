@@ -31,7 +31,7 @@ def measure_accesses(
         "case": setting.case.name,
         "dtype": str(setting.dtype).removeprefix("torch."),
         "pass": "forward + backward" if setting.backward else "forward",
-        **subject(setting.module()),
+        **subject(setting.module(), setting.case.constraint),
     }
     chosen = builders(setting, ours, variants, compiles)
     if set(chosen) == {COPY, ours[0]}:

@@ -8,6 +8,8 @@ from dataclasses import dataclass
 import torch
 from torch import nn
 
+from bench.normalizations import SPECTRAL_NORM, WEIGHT_NORM
+from bench.vocoders import HiFiGAN
 from snorm_triton import SNDCGANDiscriminator, SNResNetDiscriminator
 
 
@@ -20,6 +22,7 @@ class Case:
     channels_last: bool = False
     # Compared with torch.compile too, which takes seconds a layer.
     compiled: bool = False
+    constraint: str = SPECTRAL_NORM
 
     def module(self, device: torch.device, dtype: torch.dtype) -> nn.Module:
         """The layer or model, with the same weights at every call."""
@@ -43,6 +46,11 @@ def conv_transpose2d() -> nn.Module:
     return nn.ConvTranspose2d(1024, 512, 4)
 
 
+def scaled(name: str, build: Callable[[], nn.Module]) -> Case:
+    """A case of weight norm."""
+    return Case(f"{name}, {WEIGHT_NORM}", build, constraint=WEIGHT_NORM)
+
+
 LAYERS = (
     # Of which the host's time is all: what torch's hook does in few operations.
     Case("Linear 32-16", lambda: nn.Linear(32, 16)),
@@ -64,6 +72,11 @@ LAYERS = (
     Case("Conv3d 256-128 k3", lambda: nn.Conv3d(256, 128, 3)),
     Case("ConvTranspose2d 1024-512 k4", conv_transpose2d, compiled=True),
     Case("ConvTranspose2d 1024-512 k4 channels_last", conv_transpose2d, channels_last=True),
+    scaled("Conv1d 1-32 k7", lambda: nn.Conv1d(1, 32, 7)),
+    scaled("Conv1d 32-32 k3", lambda: nn.Conv1d(32, 32, 3)),
+    scaled("Conv1d 256-256 k11", lambda: nn.Conv1d(256, 256, 11)),
+    scaled("ConvTranspose1d 512-256 k16", lambda: nn.ConvTranspose1d(512, 256, 16)),
+    scaled("Linear 1024-1024", lambda: nn.Linear(1024, 1024)),
 )
 MODELS = (
     Case("SN-DCGAN", lambda: SNDCGANDiscriminator(normalization=None), compiled=True),
@@ -73,4 +86,5 @@ MODELS = (
         compiled=True,
     ),
     Case("SN-ResNet imagenet", lambda: SNResNetDiscriminator.imagenet(normalization=None)),
+    scaled("HiFi-GAN V1", HiFiGAN),
 )

@@ -16,7 +16,7 @@ import snorm_triton
 from bench.conditions import conditions
 from bench.device import cpu_seconds_of_others, synchronize
 from bench.memory import memory_of
-from bench.normalizations import LEGACY, NEW
+from bench.normalizations import BY_CONSTRAINT, LEGACY, NEW, PER_LAYER, SPECTRAL_NORM
 from bench.rotation import Rotation
 from bench.variants import GRAPHED, NEW_COMPILED, Run
 
@@ -56,9 +56,10 @@ def build(
     return runs, errors
 
 
-def subject(model: nn.Module) -> dict[str, Any]:
+def subject(model: nn.Module, constraint: str = SPECTRAL_NORM) -> dict[str, Any]:
     """What is normalized, and by which backend of ours; the model stays normalized."""
-    reports = snorm_triton.backend_report(snorm_triton.apply_spectral_norm(model))
+    BY_CONSTRAINT[constraint][PER_LAYER](model)
+    reports = snorm_triton.backend_report(model)
     return {
         "backend": ", ".join(dict.fromkeys(report.backend for report in reports)),
         "reason": "; ".join(dict.fromkeys(report.reason for report in reports)),
@@ -66,7 +67,7 @@ def subject(model: nn.Module) -> dict[str, Any]:
         "bytes": sum(
             weight.nbytes
             for name, weight in model.named_parameters()
-            if name.endswith("parametrizations.weight.original")
+            if name.endswith((".weight.original", ".weight.original1"))
         ),
     }
 

@@ -6,14 +6,15 @@ from collections.abc import Callable
 from functools import partial
 
 from torch import Tensor, nn
-from torch.nn.utils import spectral_norm as torch_legacy
-from torch.nn.utils.parametrizations import spectral_norm as torch_new
+from torch.nn import utils
+from torch.nn.utils import parametrizations
 
-from snorm_triton import apply_spectral_norm, spectral_norm
+from snorm_triton import apply_spectral_norm, apply_weight_norm, spectral_norm, weight_norm
 from snorm_triton.selection import NORMALIZED_TYPES
 
 OURS, PER_LAYER, FOREACH = "ours", "ours, per layer", "ours, foreach"
 NEW, LEGACY = "torch new", "torch legacy"
+SPECTRAL_NORM, WEIGHT_NORM = "spectral norm", "weight norm"
 
 
 def layers_of(model: nn.Module) -> list[nn.Module]:
@@ -30,12 +31,21 @@ NORMALIZATIONS: dict[str, Callable[[nn.Module], object]] = {
     OURS: partial(each_layer, spectral_norm),
     PER_LAYER: partial(apply_spectral_norm, foreach=False),
     FOREACH: partial(apply_spectral_norm, foreach=True),
-    NEW: partial(each_layer, torch_new),
-    LEGACY: partial(each_layer, torch_legacy),
+    NEW: partial(each_layer, parametrizations.spectral_norm),
+    LEGACY: partial(each_layer, utils.spectral_norm),
 }
+WEIGHT_NORMS: dict[str, Callable[[nn.Module], object]] = {
+    OURS: partial(each_layer, weight_norm),
+    PER_LAYER: partial(apply_weight_norm, foreach=False),
+    FOREACH: partial(apply_weight_norm, foreach=True),
+    NEW: partial(each_layer, parametrizations.weight_norm),
+    LEGACY: partial(each_layer, utils.weight_norm),
+}
+BY_CONSTRAINT = {SPECTRAL_NORM: NORMALIZATIONS, WEIGHT_NORM: WEIGHT_NORMS}
 
 
 def raw_weights(model: nn.Module) -> list[Tensor]:
     """The parameters behind the normalized weights, however they are normalized."""
-    endings = (".parametrizations.weight.original", ".weight_orig")
+    before = ("original", "original0", "original1")  # that of a spectral norm, g and v
+    endings = (*(f".parametrizations.weight.{name}" for name in before), "_orig", "_g", "_v")
     return [weight for name, weight in model.named_parameters() if name.endswith(endings)]

@@ -23,80 +23,30 @@ import subprocess
 import sys
 import tempfile
 from collections.abc import Iterator
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, replace
 from functools import lru_cache
-from math import prod
 from pathlib import Path
 from typing import Any
 
 import torch
 import triton
-from torch import nn
 
 from bench.accesses import Launch, Traffic, recorded_launches
 from bench.bandwidth import COUNTS, case_of, save_counts
-from bench.cases import LAYERS, MODELS, Case
+from bench.cases import LAYERS, MODELS
 from bench.conditions import kernels_digest
-from bench.variants import WeightsOf
-from snorm_triton import SpectralNormParametrization, apply_spectral_norm
+from bench.normalizations import BY_CONSTRAINT, FOREACH, SPECTRAL_NORM, WEIGHT_NORM
+from bench.subjects import Model, Subject, Weight, copy_bytes, weight_of
 from snorm_triton.functional import matrix_shape, spectral_normalize, state_dtype
+from snorm_triton.ops.torch_row_scaling import norm_except
+from snorm_triton.ops.weight_norm import normalized
+from snorm_triton.parametrizations.base import Parametrization
 
 ROOT = Path(__file__).resolve().parents[1]
 SAVED_DTYPES = ("float32", "bfloat16")
 DTYPES = ("float32", "bfloat16", "float16", "float64")
-TRANSPOSED = (nn.ConvTranspose1d, nn.ConvTranspose2d, nn.ConvTranspose3d)
 KINDS = ("must", "does", "again")
 LONG = 6 * 2**20  # elements, which the interpreter takes seconds for
-
-
-@dataclass(frozen=True)
-class Weight:
-    """A weight as the kernels see it: shape, dimension of the outputs, layout and dtype."""
-
-    shape: tuple[int, ...]
-    dim: int = 0
-    channels_last: bool = False
-    dtype: str = "float32"
-
-    @property
-    def elements(self) -> int:
-        return prod(self.shape)
-
-    def tensor(self) -> torch.Tensor:
-        formats = {4: torch.channels_last, 5: torch.channels_last_3d}
-        layout = formats[len(self.shape)] if self.channels_last else torch.contiguous_format
-        weight = torch.randn(self.shape).to(getattr(torch, self.dtype))
-        return weight.contiguous(memory_format=layout)
-
-
-@dataclass(frozen=True)
-class Model:
-    """The weights of a model of the benchmarks, normalized together."""
-
-    model: str
-    dtype: str = "float32"
-
-    @property
-    def elements(self) -> int:
-        return sum(weight.numel() for weight in self.weights()())
-
-    def weights(self) -> WeightsOf:
-        (case,) = [case for case in MODELS if case.name == self.model]
-        return WeightsOf(case.module(torch.device("cpu"), getattr(torch, self.dtype)))
-
-
-Subject = Weight | Model
-
-
-def copy_bytes(subject: Subject) -> int:
-    """What one copy of it moves."""
-    return 2 * subject.elements * getattr(torch, subject.dtype).itemsize
-
-
-def weight_of(case: Case, dtype: str) -> Weight:
-    module = case.module(torch.device("cpu"), getattr(torch, dtype))
-    dim = 1 if isinstance(module, TRANSPOSED) else 0
-    return Weight(tuple(module.weight.shape), dim, case.channels_last, dtype)
 
 
 @lru_cache
@@ -123,6 +73,13 @@ def traffic_of(subject: Subject) -> dict[str, list[Launch]]:
 
 def interpreted_traffic(weight: Weight) -> dict[str, list[Launch]]:
     w = weight.tensor().requires_grad_()
+    if weight.constraint == WEIGHT_NORM:
+        g = norm_except(w.detach(), weight.dim).requires_grad_()
+        with recorded_launches() as forward:
+            scaled = normalized(w, g, weight.dim, w.dtype, "triton")
+        with recorded_launches() as backward:
+            scaled.backward(torch.randn_like(w))
+        return {"forward": forward, "backward": backward}
     u, v = (torch.randn(n, dtype=state_dtype(w)) for n in matrix_shape(w, weight.dim))
     with recorded_launches() as forward:
         ours = spectral_normalize(w, u, v, dim=weight.dim, backend="triton")
@@ -135,10 +92,11 @@ def interpreted_traffic(weight: Weight) -> dict[str, list[Launch]]:
 
 
 def interpreted_traffic_together(model: Model) -> dict[str, list[Launch]]:
-    weights = apply_spectral_norm(model.weights(), foreach=True, backend="torch")
+    weights = model.weights()
+    BY_CONSTRAINT[model.case.constraint][FOREACH](weights)
     for module in weights.modules():  # now: what a registration computes is not counted
-        if isinstance(module, SpectralNormParametrization):
-            module.backend = "triton"
+        if isinstance(module, Parametrization):
+            module.options = replace(module.options, backend="triton")
     with recorded_launches() as forward:
         ours = weights()
     with recorded_launches() as backward:
@@ -158,7 +116,8 @@ def as_arguments(subject: Subject) -> list[str]:
     if isinstance(subject, Model):
         return ["--model", subject.model, "--dtype", subject.dtype]
     arguments = ["--shape", *map(str, subject.shape), "--dim", str(subject.dim)]
-    return [*arguments, "--dtype", subject.dtype, *["--channels-last"] * subject.channels_last]
+    arguments += ["--dtype", subject.dtype, "--constraint", subject.constraint]
+    return [*arguments, *["--channels-last"] * subject.channels_last]
 
 
 def as_launch(record: dict[str, Any]) -> Launch:
@@ -220,7 +179,8 @@ def subjects(arguments: argparse.Namespace) -> list[tuple[str, Subject]]:
         return [(arguments.model, Model(arguments.model, dtype))]
     if arguments.shape:
         shape = tuple(arguments.shape)
-        return [("weight", Weight(shape, arguments.dim, arguments.channels_last, dtype))]
+        layout = arguments.channels_last
+        return [("weight", Weight(shape, arguments.dim, layout, dtype, arguments.constraint))]
     every: list[tuple[str, Subject]] = []
     for each in SAVED_DTYPES if arguments.save else (dtype,):
         every += [(case.name, weight_of(case, each)) for case in LAYERS]
@@ -235,6 +195,7 @@ def parse(arguments: list[str]) -> argparse.Namespace:
     parser.add_argument("--shape", type=int, nargs="+", help="of one weight; default: the layers")
     parser.add_argument("--model", choices=[case.name for case in MODELS])
     parser.add_argument("--dim", type=int, default=0, help="its dimension of the outputs")
+    parser.add_argument("--constraint", choices=BY_CONSTRAINT, default=SPECTRAL_NORM)
     parser.add_argument("--channels-last", action="store_true", help="its layout")
     parser.add_argument("--dtype", choices=DTYPES, default=DTYPES[0])
     parser.add_argument("--all-cases", action="store_true", help="large ones too")

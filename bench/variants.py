@@ -10,7 +10,7 @@ import torch
 from torch import Tensor, nn
 
 from bench.cases import Case
-from bench.normalizations import LEGACY, NEW, NORMALIZATIONS, layers_of, raw_weights
+from bench.normalizations import BY_CONSTRAINT, LEGACY, NEW, layers_of, raw_weights
 
 COPY = "copy"
 COMPILES, GRAPHED = "{}, compiled", "{}, CUDA graph"
@@ -72,7 +72,7 @@ def copy(setting: Setting) -> Run:
 def access(setting: Setting, normalization: str, compiled: bool = False) -> Run:
     """One access of every weight, or one access and its backward."""
     model = (LegacyWeightsOf if normalization == LEGACY else WeightsOf)(setting.module())
-    NORMALIZATIONS[normalization](model)
+    BY_CONSTRAINT[setting.case.constraint][normalization](model)
     leaves = raw_weights(model)
     read = torch.compile(model) if compiled else model
     if not setting.backward:
