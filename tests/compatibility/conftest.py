@@ -1,10 +1,10 @@
-"""What users do with a normalized model, tried on ours and on both of torch's own spectral norms.
+"""What users do with a normalized model, tried on ours and on both of torch's own norms.
 
-A test of a promise asks for `sn`, a spectral norm, and runs with each. Its mark says what the user
-does, and what becomes of it with the `hook`, with the `parametrization`, or with both of `torch`:
-nothing where that works as well; a few words and the exception where it fails; the words alone
-where there is nothing to try. But for the last, the run fails where that is untrue.
-`--compatibility FILE` writes the table.
+A test of a promise asks for `sn`, a spectral norm, or `wn`, a weight norm, and runs with each. Its
+mark says what the user does, and what becomes of it with the `hook`, with the `parametrization`, or
+with both of `torch`: nothing where that works as well; a few words and the exception where it
+fails; the words alone where there is nothing to try. But for the last, the run fails where that is
+untrue. `--compatibility FILE` writes the table.
 """
 
 from __future__ import annotations
@@ -97,6 +97,33 @@ OF_TORCH = [  # in the order of the table
 ]
 
 
+@dataclass(frozen=True)
+class WeightNorm:
+    """A weight norm, by its call and the names of g and v."""
+
+    name: str
+    weight_norm: Callable[..., Any]
+    keys: tuple[str, str]
+
+    def weight(self, layer: nn.Module) -> Tensor:
+        """What one more access gives; the hook computes it in a forward alone, so that is run."""
+        if self.name == "hook":
+            layer(torch.zeros_like(layer.get_parameter("weight_v")[:1]))
+        return layer.weight
+
+
+SCALED = ("parametrizations.weight.original0", "parametrizations.weight.original1")
+# By the fixture that a test asks for: ours and those of torch, in the order of the table.
+NORMS: dict[str, list[SpectralNorm] | list[WeightNorm]] = {
+    "sn": [OURS, *OF_TORCH],
+    "wn": [
+        WeightNorm("ours", snorm_triton.weight_norm, SCALED),
+        WeightNorm("hook", nn.utils.weight_norm, ("weight_g", "weight_v")),
+        WeightNorm("parametrization", parametrizations.weight_norm, SCALED),
+    ],
+}
+
+
 def claim(mark: pytest.Mark, name: str) -> tuple[str, type[Exception] | None]:
     """What becomes of a promise with one of torch's, and the exception where it fails."""
     claimed = mark.kwargs.get(name, mark.kwargs.get("torch", WORKS))
@@ -110,18 +137,20 @@ def pytest_configure(config: pytest.Config) -> None:
 
 
 def pytest_generate_tests(metafunc: pytest.Metafunc) -> None:
-    if "sn" not in metafunc.fixturenames:
+    asked = [name for name in NORMS if name in metafunc.fixturenames]
+    if not asked:
         return
     (mark,) = metafunc.definition.iter_markers(PROMISE)
-    spectral_norms = [pytest.param(OURS, id=OURS.name)]
-    for each in OF_TORCH:
+    ours, *of_torch = NORMS[asked[0]]
+    norms = [pytest.param(ours, id=ours.name)]
+    for each in of_torch:
         outcome, raises = claim(mark, each.name)
         if raises is not None:
             fails = pytest.mark.xfail(raises=raises, reason=outcome, strict=True)
-            spectral_norms.append(pytest.param(each, id=each.name, marks=fails))
+            norms.append(pytest.param(each, id=each.name, marks=fails))
         elif (outcome, raises) == WORKS:
-            spectral_norms.append(pytest.param(each, id=each.name))
-    metafunc.parametrize("sn", spectral_norms)
+            norms.append(pytest.param(each, id=each.name))
+    metafunc.parametrize(asked[0], norms)
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
@@ -186,7 +215,8 @@ class Table:
             "",
             "What users do with a normalized model: with the legacy hook of torch "
             f"{torch.__version__.partition('+')[0]}, `torch.nn.utils.spectral_norm`, with its "
-            "parametrization, `torch.nn.utils.parametrizations.spectral_norm`, and with ours. "
+            "parametrization, `torch.nn.utils.parametrizations.spectral_norm`, and with ours; the "
+            "last section is of weight norm. "
             "Every row is a test of that name, which tries each; where one of torch's fails, the "
             "test demands that too. `make compatibility` writes this page.",
         ]
