@@ -13,6 +13,7 @@ TILE_BYTES = 65536  # of accumulators: 128 for each of 512 threads
 WIDEST_ROW = 16384  # elements of a plain float32 row that one program can hold on chip
 SUMS_BYTES = 4096  # of shared memory that a program's sums take beside the tiles in flight
 SECTOR = 8  # float32 elements of the 32 bytes that memory moves at a time
+LINE = 32  # float32 elements of a line of a cache
 
 SMALL = 16384  # float32 elements that one program takes in one launch
 
@@ -27,6 +28,10 @@ SHARE_ROWS = 32  # shares of s taken at a time: each time waits for memory
 SCALING_BLOCK = 4096  # elements of rows that one program scales, if rows are shorter
 FEWEST_SCALED = 1024  # of them, where there are less than PROGRAMS otherwise
 SCALING_PARTS = 256  # into which the sums over few long rows are split
+TOGETHER_BLOCK = 4096  # float32 elements of a tile for many weights: 16 for each thread
+TOGETHER_THREADS = 256
+NARROW_ROWS = 64  # in a tile for many weights, if that is all of them
+LONGEST_TOGETHER = 65536  # elements of one program that do not outlast the other weights
 
 
 class SmallTile(NamedTuple):
@@ -166,7 +171,7 @@ def apply_tile(rows: int, columns: int, itemsize: int, warp_size: int) -> RowTil
 def rows_side_by_side(P: int, Q: int) -> int:
     """The rows that a program takes at least, so that short runs fill sectors; lines, if Q = 1."""
     if Q == 1:
-        return 4 * SECTOR
+        return LINE
     return SECTOR if P > 1 and Q < SECTOR else 1
 
 
@@ -199,3 +204,27 @@ def split_tile(P: int, M: int, Q: int, itemsize: int, warp_size: int) -> RowTile
     block_n, row_blocks = SCALING_BLOCK // rows, ceil_div(M, rows)
     parts = min(ceil_div(P * Q, block_n), ceil_div(SCALING_PARTS, row_blocks))
     return RowTile(rows, block_n, row_blocks * parts, warps(SCALING_BLOCK, itemsize, warp_size))
+
+
+def together_block(itemsize: int) -> int:
+    """Elements of a tile of rows of one weight among many, of an accumulator's itemsize."""
+    return TOGETHER_BLOCK // (itemsize // 4) ** 2
+
+
+def together_rows(N: int, Q: int, is_wide: bool, itemsize: int) -> int:
+    """The rows of that tile: ``foreach_scale_rows`` chooses alike.
+
+    ``is_wide`` says that runs of Q are read in 16 bytes at a time. Others are read by rows side by
+    side, however long: what their addresses take leaves room for no other way.
+    """
+    block = together_block(itemsize)
+    if Q == 1:
+        return LINE
+    if block // NARROW_ROWS >= N and (N == Q or not is_wide):
+        return NARROW_ROWS
+    return SECTOR if block // SECTOR >= N or not is_wide else 1
+
+
+def outlasts(M: int, N: int, rows: int) -> bool:
+    """Whether few programs of ``rows`` would walk along them when all other weights are done."""
+    return rows * N > LONGEST_TOGETHER and ceil_div(M, rows) < PROGRAMS

@@ -4,8 +4,10 @@ from __future__ import annotations
 
 from contextlib import AbstractContextManager, nullcontext
 from functools import lru_cache
+from typing import Any
 
 import torch
+import triton.language as tl
 from torch import Tensor
 
 from ..ops.matrix_view import MatrixView
@@ -51,7 +53,8 @@ def layout_of(view: MatrixView, columns: int) -> dict[str, int | bool]:
     return {"FACTOR": factor, "Q": 0 if plain else view.Q, "K": view.K, "PLAIN": plain}
 
 
-def rows_of(view: MatrixView) -> dict[str, int | bool]:
+def rows_of(view: MatrixView) -> dict[str, Any]:
     """The constexprs of ``layout_of`` for kernels to which the order of columns does not matter."""
     layout = layout_of(view, view.N)
-    return {name: layout[name] for name in ("FACTOR", "Q", "PLAIN")}
+    index = tl.int32 if view.M * view.N < 2**31 else tl.int64
+    return {"INDEX": index, **{name: layout[name] for name in ("FACTOR", "Q", "PLAIN")}}

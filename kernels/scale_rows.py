@@ -1,7 +1,8 @@
 """Rows of a weight scaled to norms that are given: g v / |v|, by rows.
 
-A program holds the last chunk of its rows on chip, so that rows of one chunk are read once. Squares
-are summed over a power of two near the row's largest magnitude, so that none over- or underflows.
+A program holds the first chunk of its rows on chip, so that rows of one chunk are read once.
+Squares are summed over a power of two near the row's largest magnitude, so that none over- or
+underflows.
 """
 
 from __future__ import annotations
@@ -28,6 +29,7 @@ def scale_rows_at_once(
     M,
     N,
     FACTOR: tl.constexpr,  # divides N
+    INDEX: tl.constexpr,  # the dtype of offsets
     Q: tl.constexpr,
     PLAIN: tl.constexpr,
     WHOLE: tl.constexpr,  # rows in one chunk
@@ -40,7 +42,7 @@ def scale_rows_at_once(
         g_ptr,
         out_ptr,
         norms_ptr,
-        tl.program_id(0),
+        tl.program_id(0).to(INDEX),
         M,
         multiple(N, FACTOR),
         Q,
@@ -59,6 +61,7 @@ def sum_squares(
     M,
     N,
     FACTOR: tl.constexpr,  # divides N
+    INDEX: tl.constexpr,  # the dtype of offsets
     Q: tl.constexpr,
     PLAIN: tl.constexpr,
     R: tl.constexpr,
@@ -67,7 +70,7 @@ def sum_squares(
     """A program's part of the squares of R rows: every parts-th chunk of them."""
     N = multiple(N, FACTOR)
     part = tl.program_id(0) % parts
-    m = (tl.program_id(0) // parts) * R + tl.arange(0, R)
+    m = (tl.program_id(0) // parts).to(INDEX) * R + tl.arange(0, R)
     scale, square = nothing_summed(R, parts_ptr.dtype.element_ty)
     # In the dtype of N, which tells whether columns need more than int32.
     step = parts.to(N.dtype) * BLOCK_N
@@ -90,6 +93,7 @@ def scale_rows_of_parts(
     M,
     N,
     FACTOR: tl.constexpr,  # divides N
+    INDEX: tl.constexpr,  # the dtype of offsets
     Q: tl.constexpr,
     PLAIN: tl.constexpr,
     PARTS: tl.constexpr,
@@ -101,7 +105,7 @@ def scale_rows_of_parts(
     chunks = tl.cdiv(N, BLOCK_N).to(tl.int32)
     # Backwards: sum_squares read these chunks last, so they are the likeliest in cache.
     block = tl.num_programs(0) - 1 - tl.program_id(0)
-    m = (block // chunks) * R + tl.arange(0, R)
+    m = (block // chunks).to(INDEX) * R + tl.arange(0, R)
     start = (block % chunks).to(N.dtype) * BLOCK_N
     i = tl.arange(0, PARTS)
     place = i[None, :] * M + m[:, None]
@@ -134,21 +138,22 @@ def scale_row_block(
 ):
     """The ``block``-th R rows of g v / |v|, and their |v|."""
     m = block * R + tl.arange(0, R)
-    last = 0 if WHOLE else (N - 1) // BLOCK_N * BLOCK_N
     scale, square = nothing_summed(R, norms_ptr.dtype.element_ty)
-    for start in range(0, last, BLOCK_N):
-        offset, inside = chunk_of(m, start, M, N, Q, PLAIN, BLOCK_N)
-        v = tl.load(weight_ptr + offset, mask=inside, other=0.0).to(square.dtype)
-        scale, square = add_squares(scale, square, v)
-    offset, inside = chunk_of(m, last, M, N, Q, PLAIN, BLOCK_N)
+    if not WHOLE:
+        for start in range(BLOCK_N, N, BLOCK_N):
+            offset, inside = chunk_of(m, start, M, N, Q, PLAIN, BLOCK_N)
+            v = tl.load(weight_ptr + offset, mask=inside, other=0.0).to(square.dtype)
+            scale, square = add_squares(scale, square, v)
+    offset, inside = chunk_of(m, 0, M, N, Q, PLAIN, BLOCK_N)
     v = tl.load(weight_ptr + offset, mask=inside, other=0.0).to(square.dtype)
     scale, square = add_squares(scale, square, v)
     norm, inverse, factor = factors_of_rows(scale, square, g_ptr, m, M)
     tl.store(norms_ptr + m, norm, mask=m < M)
     scaled = v * inverse[:, None] * factor[:, None]
     tl.store(out_ptr + offset, scaled.to(out_ptr.dtype.element_ty), mask=inside)
-    for start in range(0, last, BLOCK_N):
-        scale_chunk(weight_ptr, out_ptr, inverse, factor, m, start, M, N, Q, PLAIN, BLOCK_N)
+    if not WHOLE:
+        for start in range(BLOCK_N, N, BLOCK_N):
+            scale_chunk(weight_ptr, out_ptr, inverse, factor, m, start, M, N, Q, PLAIN, BLOCK_N)
 
 
 @triton.jit
@@ -174,10 +179,13 @@ def scale_chunk(
 
 @triton.jit
 def chunk_of(m, start, M, N, Q, PLAIN: tl.constexpr, BLOCK_N: tl.constexpr):
-    """Where BLOCK_N memory columns of rows m lie from ``start``, and which of them there are."""
+    """Where BLOCK_N memory columns of rows m lie from ``start``, and which of them there are.
+
+    In the dtype of m: offsets take most registers, half as many where int32 holds them.
+    """
     n = start + tl.arange(0, BLOCK_N)
     offset = weight_offset(m[:, None], n[None, :], M, N, Q, PLAIN)
-    return offset, (m < M)[:, None] & (n < N)[None, :]
+    return offset.to(m.dtype), (m < M)[:, None] & (n < N)[None, :]
 
 
 @triton.jit

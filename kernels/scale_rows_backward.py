@@ -1,7 +1,7 @@
 """The gradients of g v / |v|, by rows: <G, v> / |v| of g, and of v what is orthogonal to v.
 
-With x = v / |v|, that of v is (g / |v|) (G - <G, x> x). As in the forward, a program holds the last
-chunk of its rows on chip.
+With x = v / |v| and the gain g / |v|, that of v is gain (G - <G, x> x). As in the forward, a program
+holds the first chunk of its rows on chip.
 """
 
 from __future__ import annotations
@@ -24,6 +24,7 @@ def differentiate_rows(
     M,
     N,
     FACTOR: tl.constexpr,  # divides N
+    INDEX: tl.constexpr,  # the dtype of offsets
     Q: tl.constexpr,
     PLAIN: tl.constexpr,
     WHOLE: tl.constexpr,  # rows in one chunk
@@ -38,7 +39,7 @@ def differentiate_rows(
         norms_ptr,
         out_ptr,
         out_g_ptr,
-        tl.program_id(0),
+        tl.program_id(0).to(INDEX),
         M,
         multiple(N, FACTOR),
         Q,
@@ -59,6 +60,7 @@ def sum_products(
     M,
     N,
     FACTOR: tl.constexpr,  # divides N
+    INDEX: tl.constexpr,  # the dtype of offsets
     Q: tl.constexpr,
     PLAIN: tl.constexpr,
     R: tl.constexpr,
@@ -67,14 +69,14 @@ def sum_products(
     """A program's part of <G, x> of R rows: every parts-th chunk of them."""
     N = multiple(N, FACTOR)
     part = tl.program_id(0) % parts
-    m = (tl.program_id(0) // parts) * R + tl.arange(0, R)
+    m = (tl.program_id(0) // parts).to(INDEX) * R + tl.arange(0, R)
     inverse = inverse_norms(norms_ptr, m, M)
-    inner = tl.zeros([R], dtype=inverse.dtype)
+    dot = tl.zeros([R], dtype=inverse.dtype)
     # In the dtype of N, which tells whether columns need more than int32.
     step = parts.to(N.dtype) * BLOCK_N
     for start in range(part.to(N.dtype) * BLOCK_N, N, step):
-        inner += products(grad_ptr, weight_ptr, inverse, m, start, M, N, Q, PLAIN, BLOCK_N)
-    tl.store(parts_ptr + part * M + m, inner, mask=m < M)
+        dot += products(grad_ptr, weight_ptr, inverse, m, start, M, N, Q, PLAIN, BLOCK_N)
+    tl.store(parts_ptr + part * M + m, dot, mask=m < M)
 
 
 @triton.jit
@@ -90,6 +92,7 @@ def differentiate_rows_of_parts(
     M,
     N,
     FACTOR: tl.constexpr,  # divides N
+    INDEX: tl.constexpr,  # the dtype of offsets
     Q: tl.constexpr,
     PLAIN: tl.constexpr,
     PARTS: tl.constexpr,
@@ -101,18 +104,18 @@ def differentiate_rows_of_parts(
     chunks = tl.cdiv(N, BLOCK_N).to(tl.int32)
     # Backwards: sum_products read these chunks last, so they are the likeliest in cache.
     block = tl.num_programs(0) - 1 - tl.program_id(0)
-    m = (block // chunks) * R + tl.arange(0, R)
+    m = (block // chunks).to(INDEX) * R + tl.arange(0, R)
     start = (block % chunks).to(N.dtype) * BLOCK_N
     i = tl.arange(0, PARTS)
     known = (m < M)[:, None] & (i < parts)[None, :]
     shares = tl.load(parts_ptr + i[None, :] * M + m[:, None], mask=known, other=0.0)
-    inner = tl.sum(shares, axis=1)
+    dot = tl.sum(shares, axis=1)
     if start == 0:
-        tl.store(out_g_ptr + m, inner.to(out_g_ptr.dtype.element_ty), mask=m < M)
+        tl.store(out_g_ptr + m, dot.to(out_g_ptr.dtype.element_ty), mask=m < M)
     inverse = inverse_norms(norms_ptr, m, M)
-    factor = tl.load(g_ptr + m, mask=m < M, other=0.0).to(inverse.dtype) * inverse
+    gain = tl.load(g_ptr + m, mask=m < M, other=0.0).to(inverse.dtype) * inverse
     differentiate_chunk(
-        grad_ptr, weight_ptr, out_ptr, inverse, inner, factor, m, start, M, N, Q, PLAIN, BLOCK_N
+        grad_ptr, weight_ptr, out_ptr, inverse, dot, gain, m, start, M, N, Q, PLAIN, BLOCK_N
     )
 
 
@@ -135,24 +138,25 @@ def differentiate_row_block(
 ):
     """The gradients of the ``block``-th R rows of v, and of their g."""
     m = block * R + tl.arange(0, R)
-    last = 0 if WHOLE else (N - 1) // BLOCK_N * BLOCK_N
     inverse = inverse_norms(norms_ptr, m, M)
-    inner = tl.zeros([R], dtype=inverse.dtype)
-    for start in range(0, last, BLOCK_N):
-        inner += products(grad_ptr, weight_ptr, inverse, m, start, M, N, Q, PLAIN, BLOCK_N)
-    offset, inside = chunk_of(m, last, M, N, Q, PLAIN, BLOCK_N)
-    grad = tl.load(grad_ptr + offset, mask=inside, other=0.0).to(inner.dtype)
-    v = tl.load(weight_ptr + offset, mask=inside, other=0.0).to(inner.dtype)
+    dot = tl.zeros([R], dtype=inverse.dtype)
+    if not WHOLE:
+        for start in range(BLOCK_N, N, BLOCK_N):
+            dot += products(grad_ptr, weight_ptr, inverse, m, start, M, N, Q, PLAIN, BLOCK_N)
+    offset, inside = chunk_of(m, 0, M, N, Q, PLAIN, BLOCK_N)
+    grad = tl.load(grad_ptr + offset, mask=inside, other=0.0).to(dot.dtype)
+    v = tl.load(weight_ptr + offset, mask=inside, other=0.0).to(dot.dtype)
     x = v * inverse[:, None]
-    inner += tl.sum(grad * x, axis=1)
-    tl.store(out_g_ptr + m, inner.to(out_g_ptr.dtype.element_ty), mask=m < M)
-    factor = tl.load(g_ptr + m, mask=m < M, other=0.0).to(inner.dtype) * inverse
-    grad_v = (grad - x * inner[:, None]) * factor[:, None]
+    dot += tl.sum(grad * x, axis=1)
+    tl.store(out_g_ptr + m, dot.to(out_g_ptr.dtype.element_ty), mask=m < M)
+    gain = tl.load(g_ptr + m, mask=m < M, other=0.0).to(dot.dtype) * inverse
+    grad_v = (grad - x * dot[:, None]) * gain[:, None]
     tl.store(out_ptr + offset, grad_v.to(out_ptr.dtype.element_ty), mask=inside)
-    for start in range(0, last, BLOCK_N):
-        differentiate_chunk(
-            grad_ptr, weight_ptr, out_ptr, inverse, inner, factor, m, start, M, N, Q, PLAIN, BLOCK_N
-        )
+    if not WHOLE:
+        for start in range(BLOCK_N, N, BLOCK_N):
+            differentiate_chunk(
+                grad_ptr, weight_ptr, out_ptr, inverse, dot, gain, m, start, M, N, Q, PLAIN, BLOCK_N
+            )
 
 
 @triton.jit
@@ -181,8 +185,8 @@ def differentiate_chunk(
     weight_ptr,
     out_ptr,
     inverse,
-    inner,
-    factor,
+    dot,
+    gain,
     m,
     start,
     M,
@@ -191,12 +195,12 @@ def differentiate_chunk(
     PLAIN: tl.constexpr,
     BLOCK_N: tl.constexpr,
 ):
-    """(G - inner x) * factor, of rows m. The last use of G and v."""
+    """(G - dot x) * gain, of rows m. The last use of G and v."""
     offset, inside = chunk_of(m, start, M, N, Q, PLAIN, BLOCK_N)
     grad = tl.load(grad_ptr + offset, mask=inside, eviction_policy="evict_first")
     v = tl.load(weight_ptr + offset, mask=inside, eviction_policy="evict_first")
-    x = v.to(inner.dtype) * inverse[:, None]
-    grad_v = (grad.to(inner.dtype) - x * inner[:, None]) * factor[:, None]
+    x = v.to(dot.dtype) * inverse[:, None]
+    grad_v = (grad.to(dot.dtype) - x * dot[:, None]) * gain[:, None]
     tl.store(out_ptr + offset, grad_v.to(out_ptr.dtype.element_ty), mask=inside)
 
 

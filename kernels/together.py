@@ -135,14 +135,14 @@ def _parts(
 ) -> list[Normalized]:
     normalized = []
     for place, (weight, view, *_) in zip(places, calls, strict=True):
-        # Not views of one tensor: they would share a version counter.
-        weight_sn = _part(out, place.out, weight.shape, weight.stride())
+        weight_sn = part_of(out, place.out, weight.shape, weight.stride())
         u, v = state[place.u :][: view.M + view.N].split((view.M, view.N))
-        normalized.append(Normalized(weight_sn, u, v, _part(state, place.sigma, (), ())))
+        normalized.append(Normalized(weight_sn, u, v, part_of(state, place.sigma, (), ())))
     return normalized
 
 
-def _part(memory: Tensor, place: int, shape: tuple[int, ...], stride: tuple[int, ...]) -> Tensor:
+def part_of(memory: Tensor, place: int, shape: tuple[int, ...], stride: tuple[int, ...]) -> Tensor:
+    """A tensor in the ``memory`` of another, and no view of it: a version counter of its own."""
     return memory.new_empty(0).set_(memory.untyped_storage(), place, shape, stride)
 
 

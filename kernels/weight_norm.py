@@ -10,7 +10,7 @@ from torch import Tensor
 from ..ops.matrix_view import MatrixView
 from ..ops.row_scaling import RowScaled
 from . import launch
-from .config import SCALING_PARTS, ceil_div, is_split, scaling_tile, split_tile
+from .config import ceil_div, is_split, next_power_of_two, scaling_tile, split_tile
 from .scale_rows import scale_rows_at_once, scale_rows_of_parts, sum_squares
 from .scale_rows_backward import differentiate_rows, differentiate_rows_of_parts, sum_products
 
@@ -80,7 +80,9 @@ def _scale_in_two_launches(weight: Tensor, view: MatrixView, results: dict[str, 
     shared, programs, blocks = _split(weight, view, norms.element_size())
     parts = norms.new_empty(2, shared["parts"], view.M)
     sum_squares[(programs,)](**shared, parts_ptr=parts)
-    scale_rows_of_parts[(blocks,)](**shared, **results, parts_ptr=parts, PARTS=SCALING_PARTS)
+    scale_rows_of_parts[(blocks,)](
+        **shared, **results, parts_ptr=parts, PARTS=next_power_of_two(shared["parts"])
+    )
 
 
 def _differentiate_in_two_launches(
@@ -90,7 +92,9 @@ def _differentiate_in_two_launches(
     parts = norms.new_empty(shared["parts"], view.M)
     shared |= {"grad_ptr": grad, "norms_ptr": norms, "parts_ptr": parts}
     sum_products[(programs,)](**shared)
-    differentiate_rows_of_parts[(blocks,)](**shared, **results, PARTS=SCALING_PARTS)
+    differentiate_rows_of_parts[(blocks,)](
+        **shared, **results, PARTS=next_power_of_two(shared["parts"])
+    )
 
 
 def _split(weight: Tensor, view: MatrixView, itemsize: int) -> tuple[dict[str, Any], int, int]:

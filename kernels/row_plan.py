@@ -1,0 +1,94 @@
+"""Where the weights of a model whose rows are scaled, and what comes of them, lie."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from functools import lru_cache
+from typing import NamedTuple
+
+import torch
+
+from ..ops import streams
+from ..ops.matrix_view import MatrixView
+from . import launch
+from .config import ceil_div, together_rows
+from .plan import OUT_UNIT
+from .table import WIDE, Column, Table, sizes_of, upload
+
+
+class Rows(NamedTuple):
+    """Where a layer's weight and the norms of its rows, g, lie, and how it is read."""
+
+    weight: int
+    g: int
+    view: MatrixView
+
+
+class Place(NamedTuple):
+    """Where a layer's scaled weight and the norms that it had lie, in elements."""
+
+    out: int
+    norms: int
+
+
+class RowPlan(NamedTuple):
+    """The table of a model's weights, where it says that their results lie, and their elements."""
+
+    table: Table
+    places: tuple[Place, ...]
+    out: int
+    norms: int
+
+
+def plan_of(layers: tuple[Rows, ...], device: torch.device, norms_bytes: int) -> RowPlan:
+    """The plan of these addresses, kept from call to call as :func:`.plan.plan_of` says."""
+    if launch.is_capturing(device):
+        return _planned(layers, device, norms_bytes)
+    return _kept(layers, device, streams.current(device), norms_bytes)
+
+
+@lru_cache(maxsize=256)
+def _kept(
+    layers: tuple[Rows, ...], device: torch.device, stream: object, norms_bytes: int
+) -> RowPlan:
+    return _planned(layers, device, norms_bytes)
+
+
+def _planned(layers: Sequence[Rows], device: torch.device, norms_bytes: int) -> RowPlan:
+    out, norms = 0, 0
+    places, columns = [], []
+    for layer in layers:
+        place = Place(out, norms)
+        places.append(place)
+        columns.append(
+            column_of(layer.view, norms_bytes)._replace(
+                weight=layer.weight, u=layer.g, out=place.out, new_u=place.norms
+            )
+        )
+        out += ceil_div(layer.view.M * layer.view.N, OUT_UNIT) * OUT_UNIT
+        norms += layer.view.M
+    return RowPlan(upload(columns, device), tuple(places), out, norms)
+
+
+def tile_rows(view: MatrixView, norms_bytes: int) -> int:
+    """The rows of a weight among many that one program takes."""
+    return together_rows(view.N, view.Q, view.Q % WIDE.value == 0, norms_bytes)
+
+
+def column_of(view: MatrixView, norms_bytes: int) -> Column:
+    """How a layer is read, and the programs that scale its rows; no addresses yet."""
+    return Column(
+        weight=0,
+        u=0,
+        v=0,
+        sigma=0,
+        out=0,
+        grad=0,
+        new_u=0,
+        new_v=0,
+        new_sigma=0,
+        shares=0,
+        scratch=0,
+        **sizes_of(view),
+        programs=(ceil_div(view.M, tile_rows(view, norms_bytes)), 0, 0),
+    )
