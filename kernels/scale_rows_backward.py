@@ -1,7 +1,7 @@
 """The gradients of g v / |v|, by rows: <G, v> / |v| of g, and of v what is orthogonal to v.
 
-With x = v / |v| and the gain g / |v|, that of v is gain (G - <G, x> x). As in the forward, a program
-holds the first chunk of its rows on chip.
+With x = v / |v| and the gain g / |v|, that of v is gain (G - <G, x> x). As in the forward, a
+program holds the first chunk of its rows on chip.
 """
 
 from __future__ import annotations

@@ -8,6 +8,8 @@ import torch
 from torch import nn
 
 from snorm_triton import SpectralNormParametrization, apply_spectral_norm, spectral_norm
+from snorm_triton.ops.matrix_view import MatrixView, matrix_view
+from snorm_triton.ops.row_scaling import RowScaling, RowScalingGradient
 
 pytestmark = [
     pytest.mark.interpreted,
@@ -169,3 +171,63 @@ def test_warming_up_a_small_weight_is_one_launch():
     with counted_launches() as launched:
         SpectralNormParametrization(torch.randn(64, 64), backend="triton")
     assert launched == ["normalize_small"]
+
+
+def row_scaling(shape, dim=0, dtype=torch.float32):
+    weight = torch.randn(shape).to(dtype)
+    view = MatrixView(1, 1, weight.numel()) if dim is None else matrix_view(weight, dim)
+    return RowScaling(weight, view, torch.randn(view.M).to(dtype), dtype)
+
+
+def scale_rows_and_back(calls):
+    """The launches that scale the rows, and those of their gradients."""
+    from snorm_triton.kernels.weight_norm_together import scale_rows, scale_rows_backward
+
+    with counted_launches() as forward:
+        scaled = scale_rows(calls)
+    gradients = [
+        RowScalingGradient(call.weight, call.weight, call.view, call.g, norms)
+        for call, (_, norms) in zip(calls, scaled, strict=True)
+    ]
+    with counted_launches() as backward:
+        scale_rows_backward(gradients)
+    return forward, backward
+
+
+@pytest.mark.parametrize("count", [2, 5, 17])
+def test_the_rows_of_any_number_of_weights_are_one_launch_each_way(count):
+    kinds = [((8, 8), 0), ((3, 5, 3, 3), 0), ((5, 4, 3, 3), 1), ((6, 7), None), ((20, 1), 0)]
+    calls = [row_scaling(*kinds[i % len(kinds)]) for i in range(count)]
+    forward, backward = scale_rows_and_back(calls)
+    assert forward == ["foreach_scale_rows"]
+    assert backward == ["foreach_differentiate_rows"]
+
+
+def test_the_rows_of_each_dtype_have_launches_of_their_own():
+    dtypes = [torch.float32, torch.bfloat16]
+    calls = [row_scaling((6, 5 + i), dtype=dtypes[i % 2]) for i in range(6)]
+    forward, backward = scale_rows_and_back(calls)
+    assert forward == ["foreach_scale_rows"] * 2
+    assert backward == ["foreach_differentiate_rows"] * 2
+
+
+def test_the_rows_of_a_single_weight_are_one_launch_each_way():
+    forward, backward = scale_rows_and_back([row_scaling((70, 100))])
+    assert (forward, backward) == (["scale_rows_at_once"], ["differentiate_rows"])
+
+
+def test_few_long_rows_are_shared_among_programs_in_two_launches():
+    long = row_scaling((1, 70000))
+    several = ["sum_squares", "scale_rows_of_parts"]
+    of_gradients = ["sum_products", "differentiate_rows_of_parts"]
+    assert scale_rows_and_back([long]) == (several, of_gradients)
+    forward, backward = scale_rows_and_back([row_scaling((8, 8)), long, row_scaling((3, 4))])
+    assert sorted(forward) == sorted(["foreach_scale_rows", *several])
+    assert sorted(backward) == sorted(["foreach_differentiate_rows", *of_gradients])
+
+
+def test_a_captured_graph_scales_rows_in_one_launch_too(monkeypatch):
+    monkeypatch.setattr("snorm_triton.kernels.launch.is_capturing", lambda device: True)
+    forward, backward = scale_rows_and_back([row_scaling((8, 8 + i)) for i in range(3)])
+    assert forward == ["foreach_scale_rows"]
+    assert backward == ["foreach_differentiate_rows"]

@@ -27,13 +27,15 @@ from sass import (
     summary,
     too_narrow,
 )
+from torch import Tensor
 from triton.backends.compiler import GPUTarget
 from triton.compiler import ASTSource
 from triton.runtime.jit import JITFunction
 
-from snorm_triton.kernels import backend, config, launch
+from snorm_triton.kernels import backend, config, launch, weight_norm_together
 from snorm_triton.ops.calls import Call, Evaluate, GradientCall, Iterate, Replay, State
-from snorm_triton.ops.matrix_view import in_matrix_layout
+from snorm_triton.ops.matrix_view import MatrixView, in_matrix_layout
+from snorm_triton.ops.row_scaling import RowScaling, RowScalingGradient
 
 TARGETS = {
     "sm_80": GPUTarget("cuda", 80, 32),
@@ -168,6 +170,17 @@ def run_every_launcher(
         is_live = isinstance(call.step, Iterate) and call.step.live is not None
         backend.normalize_together([call] * 3, apart=not is_live)
     backend.rescale_backward_together([gradient] * 3)
+    for rows in (view, MatrixView(1, 1, weight.numel())):
+        scale_rows_and_back(weight, rows, torch.empty(rows.M, dtype=dtype, device="meta"))
+
+
+def scale_rows_and_back(weight: Tensor, view: MatrixView, g: Tensor) -> None:
+    norms = g.new_empty(view.M, dtype=torch.promote_types(weight.dtype, torch.float32))
+    call = RowScaling(weight, view, g, weight.dtype)
+    gradient = RowScalingGradient(weight, weight, view, g, norms)
+    for times in (1, 3):
+        weight_norm_together.scale_rows([call] * times)
+        weight_norm_together.scale_rows_backward([gradient] * times)
 
 
 @contextmanager
