@@ -220,9 +220,10 @@ def together_rows(N: int, Q: int, is_wide: bool, itemsize: int) -> int:
     block = together_block(itemsize)
     if Q == 1:
         return LINE
-    if block // NARROW_ROWS >= N and (N == Q or not is_wide):
-        return NARROW_ROWS
-    return SECTOR if block // SECTOR >= N or not is_wide else 1
+    if not is_wide:
+        return NARROW_ROWS if block // NARROW_ROWS >= N else SECTOR
+    choices = (NARROW_ROWS, SECTOR, 4, 2) if N == Q else (SECTOR,)
+    return next((rows for rows in choices if block // rows >= N), 1)
 
 
 def outlasts(M: int, N: int, rows: int) -> bool:

@@ -76,6 +76,10 @@ def scale_wide_runs(
             scale_row_block(v, g, out, norms, block, M, N, N, True, True, NARROW, BLOCK // NARROW)
         elif N <= BLOCK // SECTOR:
             scale_row_block(v, g, out, norms, block, M, N, N, True, True, SECTOR, BLOCK // SECTOR)
+        elif N <= BLOCK // 4:
+            scale_row_block(v, g, out, norms, block, M, N, N, True, True, 4, BLOCK // 4)
+        elif N <= BLOCK // 2:
+            scale_row_block(v, g, out, norms, block, M, N, N, True, True, 2, BLOCK // 2)
         else:
             scale_row_block(v, g, out, norms, block, M, N, N, True, False, 1, BLOCK)
     elif N <= BLOCK // SECTOR:

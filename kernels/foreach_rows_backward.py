@@ -6,7 +6,7 @@ import triton
 import triton.language as tl
 
 from .indexing import multiple
-from .scale_rows_backward import differentiate_row_block
+from .scale_rows_backward import row_gradients
 from .table import (
     FIRST,
     GRAD,
@@ -50,17 +50,15 @@ def foreach_differentiate_rows(
     dg = entry(table_ptr, NEW_U, layer, LAYERS).to(tl.pointer_type(G_TYPE))
     grad, v, dv = tl.multiple_of(grad, 16), tl.multiple_of(v, 16), tl.multiple_of(dv, 16)
     if Q == 1:
-        differentiate_row_block(
-            grad, v, g, norms, dv, dg, block, M, N, 1, False, False, LINE, BLOCK // LINE
-        )
+        row_gradients(grad, v, g, norms, dv, dg, block, M, N, 1, False, False, LINE, BLOCK // LINE)
     elif Q % WIDE == 0:
         differentiate_wide_runs(grad, v, g, norms, dv, dg, block, M, N, Q, NARROW, SECTOR, BLOCK)
     elif N <= BLOCK // NARROW:
-        differentiate_row_block(
+        row_gradients(
             grad, v, g, norms, dv, dg, block, M, N, Q, False, True, NARROW, BLOCK // NARROW
         )
     else:
-        differentiate_row_block(
+        row_gradients(
             grad, v, g, norms, dv, dg, block, M, N, Q, False, False, SECTOR, BLOCK // SECTOR
         )
 
@@ -85,20 +83,22 @@ def differentiate_wide_runs(
     N, Q = multiple(N, WIDE), multiple(Q, WIDE)
     if Q == N:
         if N <= BLOCK // NARROW:
-            differentiate_row_block(
+            row_gradients(
                 grad, v, g, norms, dv, dg, block, M, N, N, True, True, NARROW, BLOCK // NARROW
             )
         elif N <= BLOCK // SECTOR:
-            differentiate_row_block(
+            row_gradients(
                 grad, v, g, norms, dv, dg, block, M, N, N, True, True, SECTOR, BLOCK // SECTOR
             )
+        elif N <= BLOCK // 4:
+            row_gradients(grad, v, g, norms, dv, dg, block, M, N, N, True, True, 4, BLOCK // 4)
+        elif N <= BLOCK // 2:
+            row_gradients(grad, v, g, norms, dv, dg, block, M, N, N, True, True, 2, BLOCK // 2)
         else:
-            differentiate_row_block(
-                grad, v, g, norms, dv, dg, block, M, N, N, True, False, 1, BLOCK
-            )
+            row_gradients(grad, v, g, norms, dv, dg, block, M, N, N, True, False, 1, BLOCK)
     elif N <= BLOCK // SECTOR:
-        differentiate_row_block(
+        row_gradients(
             grad, v, g, norms, dv, dg, block, M, N, Q, False, True, SECTOR, BLOCK // SECTOR
         )
     else:
-        differentiate_row_block(grad, v, g, norms, dv, dg, block, M, N, Q, False, False, 1, BLOCK)
+        row_gradients(grad, v, g, norms, dv, dg, block, M, N, Q, False, False, 1, BLOCK)

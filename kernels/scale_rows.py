@@ -56,7 +56,7 @@ def scale_rows_at_once(
 @triton.jit
 def sum_squares(
     weight_ptr,  # [P, M, Q]
-    parts_ptr,  # [2, parts, M], out: powers of two, then sums of squares over the power's square
+    parts_ptr,  # [2, M, parts], out: powers of two, then sums of squares over the power's square
     parts,
     M,
     N,
@@ -78,15 +78,16 @@ def sum_squares(
         offset, inside = chunk_of(m, start, M, N, Q, PLAIN, BLOCK_N)
         v = tl.load(weight_ptr + offset, mask=inside, other=0.0).to(square.dtype)
         scale, square = add_squares(scale, square, v)
-    tl.store(parts_ptr + part * M + m, scale, mask=m < M)
-    tl.store(parts_ptr + (parts + part) * M + m, square, mask=m < M)
+    place = m * parts + part
+    tl.store(parts_ptr + place, scale, mask=m < M)
+    tl.store(parts_ptr + M * parts + place, square, mask=m < M)
 
 
 @triton.jit
 def scale_rows_of_parts(
     weight_ptr,  # [P, M, Q]
     g_ptr,  # [M]
-    parts_ptr,  # [2, parts, M]
+    parts_ptr,  # [2, M, parts]
     out_ptr,  # [P, M, Q], out
     norms_ptr,  # [M], out
     parts,
@@ -108,13 +109,14 @@ def scale_rows_of_parts(
     m = (block // chunks).to(INDEX) * R + tl.arange(0, R)
     start = (block % chunks).to(N.dtype) * BLOCK_N
     i = tl.arange(0, PARTS)
-    place = i[None, :] * M + m[:, None]
+    place = m[:, None] * parts + i[None, :]
     known = (m < M)[:, None] & (i < parts)[None, :]
     scales = tl.load(parts_ptr + place, mask=known, other=0.0)  # [R, PARTS]
-    squares = tl.load(parts_ptr + parts * M + place, mask=known, other=0.0)
+    squares = tl.load(parts_ptr + M * parts + place, mask=known, other=0.0)
     scale = power_of_two(tl.max(scales, axis=1))
     shrink = scales * reciprocal_of_power(scale)[:, None]
-    square = tl.sum(squares * shrink * shrink, axis=1)
+    square = anywhere(tl.sum(squares * shrink * shrink, axis=1), R)
+    scale = anywhere(scale, R)
     norm, inverse, factor = factors_of_rows(scale, square, g_ptr, m, M)
     if start == 0:
         tl.store(norms_ptr + m, norm, mask=m < M)
@@ -212,6 +214,19 @@ def factors_of_rows(scale, square, g_ptr, m, M):
     norm = square_root(square) * scale
     inverse = reciprocal_of_power(scale)
     return norm, inverse, quotient(g, divisor_of(norm) * inverse)
+
+
+@triton.jit
+def anywhere(x, R: tl.constexpr):
+    """x, [R], of a tile of parts, for a tile of columns.
+
+    Of a single row, it is a scalar in between: else it is spread over all columns where each thread
+    holds every one of them, and goes from there through shared memory.
+    """
+    if R == 1:
+        return tl.zeros([R], dtype=x.dtype) + tl.sum(x, axis=0)
+    else:
+        return x
 
 
 @triton.jit

@@ -10,7 +10,7 @@ import triton
 import triton.language as tl
 
 from .indexing import divisor_of, multiple, reciprocal
-from .scale_rows import chunk_of
+from .scale_rows import anywhere, chunk_of
 
 
 @triton.jit
@@ -32,7 +32,7 @@ def differentiate_rows(
     BLOCK_N: tl.constexpr,
 ):
     """The gradients of v and g, R rows a program, of whatever length."""
-    differentiate_row_block(
+    row_gradients(
         grad_ptr,
         weight_ptr,
         g_ptr,
@@ -55,7 +55,7 @@ def sum_products(
     grad_ptr,  # [P, M, Q]
     weight_ptr,  # [P, M, Q]
     norms_ptr,  # [M]
-    parts_ptr,  # [parts, M], out
+    parts_ptr,  # [M, parts], out
     parts,
     M,
     N,
@@ -76,7 +76,7 @@ def sum_products(
     step = parts.to(N.dtype) * BLOCK_N
     for start in range(part.to(N.dtype) * BLOCK_N, N, step):
         dot += products(grad_ptr, weight_ptr, inverse, m, start, M, N, Q, PLAIN, BLOCK_N)
-    tl.store(parts_ptr + part * M + m, dot, mask=m < M)
+    tl.store(parts_ptr + m * parts + part, dot, mask=m < M)
 
 
 @triton.jit
@@ -85,7 +85,7 @@ def differentiate_rows_of_parts(
     weight_ptr,  # [P, M, Q]
     g_ptr,  # [M]
     norms_ptr,  # [M]
-    parts_ptr,  # [parts, M]
+    parts_ptr,  # [M, parts]
     out_ptr,  # [P, M, Q], out: the gradient of v
     out_g_ptr,  # [M], out
     parts,
@@ -108,8 +108,8 @@ def differentiate_rows_of_parts(
     start = (block % chunks).to(N.dtype) * BLOCK_N
     i = tl.arange(0, PARTS)
     known = (m < M)[:, None] & (i < parts)[None, :]
-    shares = tl.load(parts_ptr + i[None, :] * M + m[:, None], mask=known, other=0.0)
-    dot = tl.sum(shares, axis=1)
+    shares = tl.load(parts_ptr + m[:, None] * parts + i[None, :], mask=known, other=0.0)
+    dot = anywhere(tl.sum(shares, axis=1), R)
     if start == 0:
         tl.store(out_g_ptr + m, dot.to(out_g_ptr.dtype.element_ty), mask=m < M)
     inverse = inverse_norms(norms_ptr, m, M)
@@ -120,7 +120,7 @@ def differentiate_rows_of_parts(
 
 
 @triton.jit
-def differentiate_row_block(
+def row_gradients(
     grad_ptr,
     weight_ptr,
     g_ptr,

@@ -78,7 +78,7 @@ def norms_dtype(weight: Tensor) -> torch.dtype:
 def _scale_in_two_launches(weight: Tensor, view: MatrixView, results: dict[str, Any]) -> None:
     norms = results["norms_ptr"]
     shared, programs, blocks = _split(weight, view, norms.element_size())
-    parts = norms.new_empty(2, shared["parts"], view.M)
+    parts = norms.new_empty(2, view.M, shared["parts"])
     sum_squares[(programs,)](**shared, parts_ptr=parts)
     scale_rows_of_parts[(blocks,)](
         **shared, **results, parts_ptr=parts, PARTS=next_power_of_two(shared["parts"])
@@ -89,7 +89,7 @@ def _differentiate_in_two_launches(
     grad: Tensor, weight: Tensor, view: MatrixView, norms: Tensor, results: dict[str, Any]
 ) -> None:
     shared, programs, blocks = _split(weight, view, norms.element_size())
-    parts = norms.new_empty(shared["parts"], view.M)
+    parts = norms.new_empty(view.M, shared["parts"])
     shared |= {"grad_ptr": grad, "norms_ptr": norms, "parts_ptr": parts}
     sum_products[(programs,)](**shared)
     differentiate_rows_of_parts[(blocks,)](
