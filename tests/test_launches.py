@@ -231,3 +231,12 @@ def test_a_captured_graph_scales_rows_in_one_launch_too(monkeypatch):
     forward, backward = scale_rows_and_back([row_scaling((8, 8 + i)) for i in range(3)])
     assert forward == ["foreach_scale_rows"]
     assert backward == ["foreach_differentiate_rows"]
+
+
+def test_a_weight_that_begins_off_sixteen_bytes_goes_alone():
+    calls = [row_scaling((6, 5 + i)) for i in range(3)]
+    memory = torch.randn(1 + calls[1].weight.numel())
+    calls[1] = calls[1]._replace(weight=memory[1:].view(calls[1].weight.shape))
+    forward, backward = scale_rows_and_back(calls)
+    assert sorted(forward) == ["foreach_scale_rows", "scale_rows_at_once"]
+    assert sorted(backward) == ["differentiate_rows", "foreach_differentiate_rows"]

@@ -45,7 +45,8 @@ LAYOUTS = {
 # With the sizes of `small_tiles`: rows below, at and above what fits into each tile, in runs of
 # each kind, and rows that are walked along by one program, or by several.
 EDGES = {
-    **{f"row-of-{N}": ((3, N), 0, CONTIGUOUS) for N in (8, 9, 16, 17, 63, 64, 65, 128, 129)},
+    **{f"row-of-{N}": ((3, N), 0, CONTIGUOUS) for N in (8, 9, 17, 32, 33, 40, 64, 65, 72)},
+    **{f"row-of-{N}": ((3, N), 0, CONTIGUOUS) for N in (127, 128, 129, 136)},
     **{f"{M}-rows": ((M, 8), 0, CONTIGUOUS) for M in (31, 32, 33)},
     **{f"{M}-rows-of-24": ((M, 24), 0, CONTIGUOUS) for M in (7, 8, 9)},
     **{f"runs-of-{Q}": ((20, 5, Q), 1, CONTIGUOUS) for Q in (1, 3, 7, 8, 9)},
@@ -187,6 +188,19 @@ def test_every_layout(layout, launchers, relative_error):
 @pytest.mark.parametrize("launchers", ["one"], indirect=True)
 @pytest.mark.usefixtures("nan_filled_memory", "small_tiles")
 def test_rows_at_the_edges_of_tiles(edge, launchers, relative_error):
+    check_layout(EDGES[edge], launchers, relative_error, torch.float32)
+
+
+@pytest.mark.parametrize("edge", ["row-of-33", "runs-of-7", "long-lines", "many-long-rows"])
+@pytest.mark.parametrize("launchers", ["one"], indirect=True)
+@pytest.mark.usefixtures("nan_filled_memory", "small_tiles")
+def test_offsets_that_int32_does_not_hold(edge, launchers, monkeypatch, relative_error):
+    import triton.language as tl
+
+    from snorm_triton.kernels import launch
+
+    rows_of = launch.rows_of
+    monkeypatch.setattr(launch, "rows_of", lambda view: rows_of(view) | {"INDEX": tl.int64})
     check_layout(EDGES[edge], launchers, relative_error, torch.float32)
 
 
