@@ -1,15 +1,12 @@
 """The backend in Triton, as :class:`snorm_triton.ops.backend.Backend` says."""
 
-from collections.abc import Sequence
-
-from torch import Tensor
-
-from ..ops.row_scaling import RowScaled, RowScaling, RowScalingGradient
 from .gradient import rescale_backward
 from .normalize import normalize
 from .together import normalize as normalize_together
 from .together_backward import rescale_backward as rescale_backward_together
 from .weight_norm import scale_rows, scale_rows_backward
+from .weight_norm_together import scale_rows as scale_rows_together
+from .weight_norm_together import scale_rows_backward as scale_rows_backward_together
 
 __all__ = [
     "normalize",
@@ -21,13 +18,3 @@ __all__ = [
     "scale_rows_backward_together",
     "scale_rows_together",
 ]
-
-
-def scale_rows_together(calls: Sequence[RowScaling]) -> list[RowScaled]:
-    return [scale_rows(*call) for call in calls]
-
-
-def scale_rows_backward_together(
-    calls: Sequence[RowScalingGradient],
-) -> list[tuple[Tensor, Tensor]]:
-    return [scale_rows_backward(*call) for call in calls]

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from functools import lru_cache
 from typing import NamedTuple
 
@@ -42,19 +41,17 @@ class RowPlan(NamedTuple):
 
 def plan_of(layers: tuple[Rows, ...], device: torch.device, norms_bytes: int) -> RowPlan:
     """The plan of these addresses, kept from call to call as :func:`.plan.plan_of` says."""
-    if launch.is_capturing(device):
-        return _planned(layers, device, norms_bytes)
-    return _kept(layers, device, streams.current(device), norms_bytes)
+    build = _planned.__wrapped__ if launch.is_capturing(device) else _planned
+    return build(layers, device, streams.current(device), norms_bytes)
 
 
 @lru_cache(maxsize=256)
-def _kept(
-    layers: tuple[Rows, ...], device: torch.device, stream: object, norms_bytes: int
+def _planned(
+    layers: tuple[Rows, ...],
+    device: torch.device,
+    stream: object,  # by which it is kept
+    norms_bytes: int,
 ) -> RowPlan:
-    return _planned(layers, device, norms_bytes)
-
-
-def _planned(layers: Sequence[Rows], device: torch.device, norms_bytes: int) -> RowPlan:
     out, norms = 0, 0
     places, columns = [], []
     for layer in layers:

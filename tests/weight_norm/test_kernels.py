@@ -5,7 +5,7 @@ import math
 import pytest
 import torch
 
-from snorm_triton.ops.matrix_view import MatrixView, matrix_view
+from snorm_triton.ops.matrix_view import MatrixView, flat, matrix_view
 from snorm_triton.ops.row_scaling import RowScaling, RowScalingGradient
 
 pytestmark = [
@@ -80,7 +80,7 @@ def launchers(request):
     from snorm_triton.kernels import row_plan, weight_norm_together
 
     # What it keeps was planned for other tiles, perhaps, at the same addresses.
-    row_plan._kept.cache_clear()
+    row_plan._planned.cache_clear()
     times = 1 if request.param == "one" else 2
 
     def forward(calls):
@@ -95,7 +95,7 @@ def launchers(request):
 @pytest.fixture
 def small_tiles(monkeypatch):
     """So small that a row of a few hundred elements is long."""
-    from snorm_triton.kernels import config
+    from snorm_triton.kernels import config, weight_norm_together  # before anything is patched
 
     for name, size in {
         "WIDEST_ROW": 128,
@@ -109,8 +109,6 @@ def small_tiles(monkeypatch):
         "LINE": 16,
     }.items():
         monkeypatch.setattr(config, name, size)
-    from snorm_triton.kernels import weight_norm_together
-
     for name in ("NARROW_ROWS", "LINE"):
         monkeypatch.setattr(weight_norm_together, name, getattr(config, name))
 
@@ -130,7 +128,7 @@ def gradient_call(call, scaled, dtype=None):
 
 def rows(tensor, view):
     """A tensor that is laid out as the weight, in float64, [M, P * Q]."""
-    memory = view.flat(tensor).double().view(view.P, view.M, view.Q)
+    memory = flat(tensor).double().view(view.P, view.M, view.Q)
     return memory.transpose(0, 1).reshape(view.M, -1)
 
 
@@ -329,7 +327,7 @@ def test_every_layout_and_two_dtypes_together(relative_error):
 def test_every_edge_together(relative_error):
     from snorm_triton.kernels import row_plan, weight_norm_together
 
-    row_plan._kept.cache_clear()
+    row_plan._planned.cache_clear()
     calls = [make_call(layout, torch.float32) for layout in EDGES.values()]
     check_many(weight_norm_together, calls, relative_error)
 
@@ -351,15 +349,15 @@ def test_a_plan_is_kept_while_weights_stay_where_they_are():
 
     calls = [make_call(LAYOUTS["linear"], torch.float32) for _ in range(3)]
     weight_norm_together.scale_rows(calls)
-    before = row_plan._kept.cache_info()
+    before = row_plan._planned.cache_info()
     again = weight_norm_together.scale_rows(calls)
     calls[0].weight.mul_(2)
     doubled = weight_norm_together.scale_rows(calls)
-    after = row_plan._kept.cache_info()
+    after = row_plan._planned.cache_info()
     assert (after.hits - before.hits, after.misses - before.misses) == (2, 0)
     assert torch.equal(doubled[0].norms, 2 * again[0].norms)
     weight_norm_together.scale_rows([calls[0]._replace(weight=calls[0].weight.clone()), *calls[1:]])
-    assert row_plan._kept.cache_info().misses == after.misses + 1
+    assert row_plan._planned.cache_info().misses == after.misses + 1
 
 
 def test_the_same_bits_at_every_call(launchers):
