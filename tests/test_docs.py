@@ -16,6 +16,7 @@ MODULES = [
     "snorm_triton.functional",
     "snorm_triton.modules.folding",
     "snorm_triton.modules.torch_patch",
+    "snorm_triton.ops.convolution",
     "snorm_triton.ops.recomputation",
     "snorm_triton.reports",
     "snorm_triton.api.whole_models",
