@@ -14,6 +14,7 @@ from .modules.weight_norm import WeightNormWrapper
 from .modules.wrapper import Wrapper
 from .ops.dispatch import SHARDED, is_sharded, select
 from .ops.matrix_view import matrix_view
+from .parametrizations.convolution_norm import ConvolutionNormParametrization
 from .torch_internals.parametrize import LegacySpectralNorm, TorchSpectralNorm
 
 W = TypeVar("W", bound=Wrapper)
@@ -68,6 +69,9 @@ def backend_report(model: nn.Module) -> list[BackendReport]:
             report.append(BackendReport(name, "none", "it waits for its module's first forward"))
         for parametrization in wrapper.parametrizations:
             weight = wrapper.original
+            if isinstance(parametrization, ConvolutionNormParametrization):
+                report.append(BackendReport(name, "torch", "torch convolves"))
+                continue
             try:
                 choice = select(weight, parametrization.options.backend)
             except ValueError as error:

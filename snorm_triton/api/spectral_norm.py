@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import TypeVar
 
 from torch import nn
@@ -28,6 +29,8 @@ def spectral_norm(
     power_iter: str = "access",
     autocast_output: bool = False,
     cache_evaluation: bool = True,
+    operator: str = "matrix",
+    input_shape: Sequence[int] | None = None,
     backend: str = "auto",
 ) -> M:
     r"""Divide a parameter by its largest singular value at each access.
@@ -66,6 +69,11 @@ def spectral_norm(
             has changed, so that the next one computes nothing; one weight of memory. A change of
             its values through ``weight.data`` is seen on a CPU, by a sample of them, and at the
             next step of an optimizer elsewhere: False computes each anew.
+        operator: ``"matrix"``, the weight read as a matrix, as torch and the paper have it; or
+            ``"convolution"``, the convolution itself, its stride, padding and the rest included,
+            whose norm is larger for most kernels (docs/lipschitz.md). u and v are images then.
+        input_shape: of ``operator="convolution"``: (C, *spatial), without the batch; None takes
+            that of the first input, before its output is computed.
         backend: ``"auto"`` takes Triton on a GPU and torch elsewhere, or what the environment
             variable ``SNORM_TRITON_BACKEND`` says; ``"triton"`` and ``"torch"`` insist.
 
@@ -74,10 +82,11 @@ def spectral_norm(
 
     Raises:
         ValueError: ``name`` is not a parameter, or one that is not dense and floating point or
-            complex; ``n_power_iterations`` or ``eps`` is not positive; ``power_iter`` or
-            ``backend`` is unknown, or the backend cannot run; the parameter is lazy and
-            ``init_on_first_forward`` is False; it is sharded by FSDP2 already, or a DTensor whose
-            placements are not all Shard or Replicate.
+            complex; ``n_power_iterations`` or ``eps`` is not positive; ``power_iter``,
+            ``operator`` or ``backend`` is unknown, or the backend cannot run;
+            ``operator="convolution"`` of what is none, or with an ``input_shape`` that does not
+            fit; the parameter is lazy and ``init_on_first_forward`` is False; it is sharded by
+            FSDP2 already, or a DTensor whose placements are not all Shard or Replicate.
         IndexError: ``dim`` is out of range. Whatever is raised, the module is unchanged.
 
     Example:
@@ -97,6 +106,8 @@ def spectral_norm(
         power_iter=power_iter,
         autocast_output=autocast_output,
         cache_evaluation=cache_evaluation,
+        operator=operator,
+        input_shape=input_shape,
         backend=backend,
     ).attach()
     return module

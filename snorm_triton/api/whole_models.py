@@ -11,6 +11,7 @@ from torch import nn
 from ..modules import whole_model
 from ..modules.spectral_norm import SpectralNormWrapper
 from ..modules.wrapper import Wrapper
+from ..ops.convolution import CONVOLUTIONS, TRANSPOSED
 from ..parametrizations.options import Options
 from ..reports import check_model
 from ..selection import SPECTRAL_NORM, Constraint, Selection, left_out
@@ -44,8 +45,9 @@ def apply_spectral_norm(
             types of ``include_types``, other names in any module, and of a pattern parameters of
             two dimensions or more.
         include_types: layer types, subclasses included; None is Linear, Conv1d to 3d,
-            ConvTranspose1d to 3d, Embedding and Bilinear, with their lazy variants. Types without
-            such a parameter are passed over.
+            ConvTranspose1d to 3d, Embedding and Bilinear, with their lazy variants; with
+            ``operator="convolution"`` the convolutions alone. Types without such a parameter are
+            passed over.
         exclude_types: types to leave out, subclasses included.
         exclude_names: qualified module names to leave out, exact or shell patterns: ``"head"``,
             ``"blocks.*.shortcut"``.
@@ -73,6 +75,8 @@ def apply_spectral_norm(
         >>> list(sigmas(model))
         ['0.weight']
     """
+    if include_types is None and options.get("operator") == "convolution":
+        include_types = CONVOLUTIONS + TRANSPOSED
     selected = selection_of(names, include_types, exclude_types, exclude_names, predicate)
     apply(model, SpectralNormWrapper, selected, foreach, options)
     return model

@@ -14,10 +14,12 @@ from torch.nn.utils.parametrize import (
 )
 
 from ..parametrizations.base import evaluating
+from ..parametrizations.convolution_norm import ConvolutionNormParametrization
 from ..parametrizations.options import OPTIONS, MoreOptions, SpectralNormOptions
 from ..parametrizations.spectral_norm import SpectralNormParametrization
 from ..torch_internals.parametrize import LegacySpectralNorm, TorchSpectralNorm
 from .copying import own_class
+from .lazy import waiting
 from .loading import forget_checkpoints
 from .spectral_norm import SpectralNormWrapper
 from .whole_model import detach
@@ -123,9 +125,8 @@ def _find(model: nn.Module) -> Iterator[Found]:
         for hook in module._forward_pre_hooks.values():
             if isinstance(hook, LegacySpectralNorm):
                 yield Found(path + hook.name, module, hook.name, hook)
-        for name in module._parameters:
-            if SpectralNormWrapper(module, name).is_deferred:
-                yield Found(path + name, module, name, None)
+        for each in waiting(module, wrapper=SpectralNormWrapper):
+            yield Found(path + each.name, module, each.name, None)
 
 
 def _converted(each: Found, to: str, options: MoreOptions) -> nn.Module:
@@ -159,11 +160,10 @@ def _check_convertible(each: Found) -> None:
     where, module, name, norm, position = each
     if norm is None:
         raise ValueError(f"{where} waits for its lazy module: run a forward first")
-    if type(norm) not in (*TARGETS.values(), LegacySpectralNorm):
-        raise ValueError(
-            f"{where}: {type(norm).__name__} is derived from a spectral norm and may compute "
-            "something else"
-        )
+    if isinstance(norm, ConvolutionNormParametrization):
+        raise ValueError(f"{where}: torch's spectral norm has no operator='convolution'")
+    if (kind := type(norm)) not in (*TARGETS.values(), LegacySpectralNorm):
+        raise ValueError(f"{where}: {kind.__name__} is derived, and may compute something else")
     if is_parametrized(module) and len(type(module).__bases__) != 1:
         raise ValueError(
             f"{where}: {type(module).__name__} is sharded; convert the model before that"

@@ -1,4 +1,4 @@
-"""A registration that waits for the parameters of a lazy module."""
+"""A registration that waits for a module's first forward: for parameters, or for an input."""
 
 from __future__ import annotations
 
@@ -40,11 +40,12 @@ class Waiting:
     def __call__(self, module: nn.Module, args: Any) -> None:
         # Canceled last: where registering fails, every forward says so.
         if not self.attached:
-            self.attach(module)
+            self.attach(module, args)
         self.cancel()
 
-    def attach(self, module: nn.Module) -> None:
-        self.wrapper(module, self.name, **self.options).attach()
+    def attach(self, module: nn.Module, args: Any) -> None:
+        options = self.wrapper.completed(self.options, module, args)
+        self.wrapper(module, self.name, **options).attach()
         self.attached = True
 
     def before_load(
@@ -65,7 +66,7 @@ class Waiting:
             if isinstance(module, nn.Linear) and self.name == "weight":
                 # LazyLinear would read the weight for it, and so iterate.
                 module.in_features = original.shape[1]
-        self.attach(module)
+        self.attach(module, self.wrapper.saved_input(state_dict, prefix, self.name))
         before_load(module, state_dict, prefix, *args)
 
 

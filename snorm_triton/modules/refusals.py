@@ -7,6 +7,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from ..ops.convolution import CONVOLUTIONS, TRANSPOSED
 from ..ops.dispatch import is_sharded
 
 DTYPES = (
@@ -46,6 +47,20 @@ def check_unsharded(module: nn.Module, tensor: Tensor, where: str) -> None:
             f"{where} is sharded by fully_shard already: normalize the model first, then call "
             "fully_shard"
         )
+
+
+def check_convolution(
+    module: nn.Module, name: str, tensor: Tensor, where: str, options: Any
+) -> None:
+    """Raise ValueError where ``operator="convolution"`` has none, or cannot be computed."""
+    if not isinstance(module, CONVOLUTIONS + TRANSPOSED) or name != "weight":
+        raise ValueError(
+            f"operator='convolution' is of the weight of a Conv or ConvTranspose, not of {where}"
+        )
+    if options.backend == "triton":
+        raise ValueError("backend='triton' cannot run: torch convolves for operator='convolution'")
+    if is_sharded(tensor):
+        raise ValueError(f"{where} is sharded, which operator='convolution' does not take")
 
 
 def check_removable(parametrizations: nn.Module, where: str) -> None:

@@ -4,18 +4,20 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import replace
-from typing import Any, ClassVar, Unpack
+from typing import Any, ClassVar, Unpack, cast
 
 import torch
 from torch import Tensor, nn
 
 from ..checkpoints.layouts import legacy_keys, parametrized_keys
+from ..ops.convolution import Convolution
 from ..parametrizations.base import Parametrization, evaluating
+from ..parametrizations.convolution_norm import ConvolutionNormParametrization
 from ..parametrizations.options import Options, SpectralNormOptions, check_dim
 from ..parametrizations.singular_vectors import WARM_UP_ITERATIONS
 from ..parametrizations.spectral_norm import SpectralNormParametrization
 from .access import refresh_list
-from .refusals import check_sharding
+from .refusals import check_convolution, check_sharding
 from .wrapper import Wrapper
 
 _TRANSPOSED = (nn.ConvTranspose1d, nn.ConvTranspose2d, nn.ConvTranspose3d)
@@ -80,15 +82,51 @@ class SpectralNormWrapper(Wrapper):
         """As :func:`snorm_triton.refresh_spectral_norm`, of this parameter."""
         refresh_list(self._list(), n_power_iterations)
 
+    @property
+    def is_of_convolution(self) -> bool:
+        """Whether sigma is to be the convolution's own norm."""
+        return self.options.operator == "convolution"
+
+    @property
+    def waits(self) -> bool:
+        """Whether registration has to wait for the module's first forward."""
+        return super().waits or (self.is_of_convolution and self.options.input_shape is None)
+
     def check_original(self, tensor: Tensor) -> None:
         check_dim(self._dim(tensor), tensor.shape)
-        check_sharding(self.module, tensor, self._where(), self.options.backend)
+        if not self.is_of_convolution:
+            check_sharding(self.module, tensor, self._where(), self.options.backend)
+            return
+        check_convolution(self.module, self.name, tensor, self._where(), self.options)
+        if self.options.input_shape is not None:
+            Convolution.of(cast(Any, self.module), self.options.input_shape, tensor)
 
     def parametrization_of(
         self, weight: Tensor, autocast_output: bool
     ) -> SpectralNormParametrization:
         options = replace(self.options, dim=self._dim(weight), autocast_output=autocast_output)
-        return SpectralNormParametrization(weight, options)
+        if not self.is_of_convolution:
+            return SpectralNormParametrization(weight, options)
+        shape = cast(Any, options.input_shape)
+        geometry = Convolution.of(cast(Any, self.module), shape, weight).geometry
+        return ConvolutionNormParametrization(weight, geometry, options)
+
+    @staticmethod
+    def completed(options: dict[str, Any], module: nn.Module, args: Any) -> dict[str, Any]:
+        if options["operator"] == "matrix" or options["input_shape"] is not None:
+            return options
+        rank = 1 + len(cast(Any, module).kernel_size)  # an image, with or without a batch
+        if not args or not isinstance(args[0], Tensor) or args[0].ndim < rank:
+            raise ValueError(
+                f"input_shape=None takes the shape of the first input of {type(module).__name__}, "
+                f"which is not there: give input_shape, {rank} sizes"
+            )
+        return {**options, "input_shape": tuple(args[0].shape[-rank:])}
+
+    @staticmethod
+    def saved_input(state_dict: Mapping[str, Any], prefix: str, name: str) -> tuple[Any, ...]:
+        v = state_dict.get(parametrized_keys(prefix, name)[2])
+        return () if v is None else (v,)
 
     @staticmethod
     def saved_weight(state_dict: Mapping[str, Any], prefix: str, name: str) -> Any:

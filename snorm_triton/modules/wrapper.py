@@ -68,6 +68,21 @@ class Wrapper:
         raise NotImplementedError
 
     @property
+    def waits(self) -> bool:
+        """Whether registration has to wait for the module's first forward."""
+        return is_lazy(self.original)
+
+    @staticmethod
+    def completed(options: dict[str, Any], module: nn.Module, args: Any) -> dict[str, Any]:
+        """The options of one that waited, which may take something from the first input."""
+        return options
+
+    @staticmethod
+    def saved_input(state_dict: Mapping[str, Any], prefix: str, name: str) -> tuple[Any, ...]:
+        """What a state dict tells of an input: a tensor of its shape, or nothing."""
+        return ()
+
+    @property
     def parametrizations(self) -> list[Any]:
         """Ours on the parameter, in the order they apply: two or more where stacked."""
         if not is_parametrized(self.module, self.name):
@@ -82,12 +97,13 @@ class Wrapper:
     def check(self) -> None:
         """Raise what :meth:`attach` would raise; an access that would iterate is not made."""
         tensor = self.original
+        if self.waits and not self.init_on_first_forward:
+            raise ValueError(
+                f"init_on_first_forward=False needs {self._where()} to have its shape, but it "
+                f"{'is lazy' if is_lazy(tensor) else 'waits for an input_shape'}: run a forward "
+                "first, or leave init_on_first_forward at True"
+            )
         if is_lazy(tensor):
-            if not self.init_on_first_forward:
-                raise ValueError(
-                    f"init_on_first_forward=False needs {self._where()} to have its shape, but "
-                    "it is lazy: run a forward first, or leave init_on_first_forward at True"
-                )
             return
         check_tensor(tensor, self._where())
         self.check_original(tensor)
@@ -96,7 +112,7 @@ class Wrapper:
     def attach(self) -> nn.Module:
         """Register now or, on a lazy module, when it materializes. Returns the module."""
         self.check()
-        if is_lazy(self.original):
+        if self.waits:
             Waiting(self.name, asdict(self.options), type(self)).wait(self.module)
             return self.module
         with no_autocast(self.original):

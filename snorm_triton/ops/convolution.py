@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from math import prod
 
@@ -113,15 +113,17 @@ class Convolution:
 
     def forward(self, v: Tensor) -> Tensor:
         """``conv(v)`` of shape ``output_shape``, for ``v`` of shape ``input_shape``."""
-        apply = self._transpose if self.geometry.transposed else self._convolve
-        return _batched(apply, v, self.input_shape, self.output_shape)
+        x = _batch(v, self.input_shape)
+        y = self._transpose(x) if self.geometry.transposed else self._convolve(x)
+        return _unbatch(y, v, self.input_shape)
 
     matvec = forward
 
     def adjoint(self, u: Tensor) -> Tensor:
         """``conv^H(u)`` of shape ``input_shape``, for ``u`` of shape ``output_shape``."""
-        apply = self._convolve if self.geometry.transposed else self._transpose
-        return _batched(apply, u.conj(), self.output_shape, self.input_shape).conj()
+        y = _batch(u.conj(), self.output_shape)
+        x = self._convolve(y) if self.geometry.transposed else self._transpose(y)
+        return _unbatch(x, u, self.output_shape).conj()
 
     def inner(self, u: Tensor, v: Tensor) -> Tensor:
         """``<u, conv(v)>`` of shape (), for one ``u`` and one ``v``."""
@@ -195,9 +197,14 @@ class Convolution:
                 raise ValueError(f"input_shape is too small for this convolution: {given}, {why}")
 
 
-def _batched(apply: Callable[[Tensor], Tensor], x: Tensor, given: Sizes, returned: Sizes) -> Tensor:
-    batch = x.shape[: x.ndim - len(given)]
-    return apply(x.reshape(prod(batch), *given)).reshape(*batch, *returned)
+def _batch(x: Tensor, shape: Sizes) -> Tensor:
+    """With one leading dimension before those of ``shape``."""
+    return x.reshape(prod(x.shape[: x.ndim - len(shape)]), *shape)
+
+
+def _unbatch(result: Tensor, x: Tensor, shape: Sizes) -> Tensor:
+    """With the leading dimensions that ``x`` has."""
+    return result.reshape(*x.shape[: x.ndim - len(shape)], *result.shape[1:])
 
 
 def _check_module(module: nn.Module) -> None:

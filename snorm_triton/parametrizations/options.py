@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import asdict, dataclass, fields, replace
 from typing import Any, Self, TypedDict
 
@@ -12,6 +13,7 @@ from ..functional import matrix_shape
 from ..ops.dispatch import BACKENDS
 
 POLICIES = ("access", "update")
+OPERATORS = ("matrix", "convolution")
 
 
 class CommonOptions(TypedDict, total=False):
@@ -34,6 +36,8 @@ class MoreOptions(CommonOptions, total=False):
     stable_fp32: bool
     power_iter_on_eval: bool
     power_iter: str
+    operator: str
+    input_shape: Sequence[int] | None
 
 
 class Options(MoreOptions, total=False):
@@ -104,7 +108,7 @@ class SpectralNormOptions(ConstraintOptions):
 
     Raises:
         ValueError: ``n_power_iterations`` or ``eps`` is not positive, ``dim`` is no integer,
-            ``power_iter`` is unknown.
+            ``power_iter`` or ``operator`` is unknown, ``input_shape`` is no shape.
     """
 
     n_power_iterations: int = 1
@@ -113,9 +117,15 @@ class SpectralNormOptions(ConstraintOptions):
     stable_fp32: bool = True
     power_iter_on_eval: bool = False
     power_iter: str = "access"
+    operator: str = "matrix"
+    input_shape: Sequence[int] | None = None
 
     def __post_init__(self) -> None:
         super().__post_init__()
+        _check_among("operator", self.operator, OPERATORS)
+        if self.input_shape is not None:
+            check_input_shape(self.input_shape, self.operator)
+            object.__setattr__(self, "input_shape", tuple(self.input_shape))
         check_iterations(self.n_power_iterations)
         if not isinstance(self.eps, int | float) or not 0 < self.eps < float("inf"):
             raise ValueError(f"eps must be positive and finite, got {self.eps!r}")
@@ -144,6 +154,17 @@ def check_iterations(n_power_iterations: int) -> None:
         raise ValueError(
             f"n_power_iterations must be an integer of at least 1, got {n_power_iterations!r}"
         )
+
+
+def check_input_shape(shape: Any, operator: str) -> None:
+    """Raise ValueError for what is not the shape of an image, or not asked for."""
+    is_shape = isinstance(shape, Sequence) and all(_is_integer(size) and size > 0 for size in shape)
+    if not is_shape:
+        raise ValueError(
+            f"input_shape must be positive integers (C, *spatial) without the batch, got {shape!r}"
+        )
+    if operator == "matrix":
+        raise ValueError("input_shape is of operator='convolution' alone")
 
 
 def check_flag(name: str, value: object) -> None:

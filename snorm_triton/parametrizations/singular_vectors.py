@@ -11,6 +11,7 @@ from torch import Tensor
 
 from ..functional import matrix_shape, spectral_normalize, state_dtype
 from ..ops import recomputation
+from ..ops.calls import State
 from ..ops.dispatch import is_sharded
 from ..torch_internals import functorch
 from ..torch_internals.storage import memory_of, version
@@ -51,9 +52,9 @@ class SingularVectors(Parametrization):
         self.owner = object()  # of what checkpoints keep
         dtype = state_dtype(weight)
         if weight.ndim > 1:
-            sizes = matrix_shape(weight, self.dim)
             u, v = vectors or [
-                torch.empty(size, dtype=dtype, device=weight.device) for size in sizes
+                torch.empty(shape, dtype=dtype, device=weight.device)
+                for shape in self._shapes(weight)
             ]
             self.register_buffer("_u", u.to(dtype).contiguous())
             self.register_buffer("_v", v.to(dtype).contiguous())
@@ -75,7 +76,7 @@ class SingularVectors(Parametrization):
         for name in self._vectors():
             vector = getattr(self, name)
             wide = torch.empty_like(vector, dtype=state_dtype(vector)).normal_(0, 1)
-            vector.copy_(F.normalize(wide, dim=0, eps=self.eps))
+            vector.copy_(self._unit(wide))
         self._forget_sigma()
         self.replaced()
         self._mark_drawn(self._vectors())
@@ -115,19 +116,33 @@ class SingularVectors(Parametrization):
                 from ..ops.modes.shards import broadcast
 
                 broadcast(cast(Any, weight).device_mesh, self._u, self._v)
-            _, u, v, sigma = spectral_normalize(
-                weight,
-                F.normalize(self._u.to(dtype), dim=0, eps=self.eps),
-                F.normalize(self._v.to(dtype), dim=0, eps=self.eps),
-                dim=self.dim,
-                n_power_iterations=n_power_iterations,
-                backend=self.options.backend,
-            )
+            u, v = (self._unit(vector.to(dtype)) for vector in (self._u, self._v))
+            u, v, sigma = self._iterated(weight, u, v, n_power_iterations)
             self._u.copy_(u)
             self._v.copy_(v)
             self._sigma.copy_(sigma.abs())
         self._drawn = self._evaluated = None
         self.is_sigma_known = True
+
+    def _shapes(self, weight: Tensor) -> tuple[tuple[int, ...], tuple[int, ...]]:
+        """Those of u and v."""
+        rows, columns = matrix_shape(weight, self.dim)
+        return (rows,), (columns,)
+
+    def _iterated(self, weight: Tensor, u: Tensor, v: Tensor, n_power_iterations: int) -> State:
+        """u, v and sigma after that many iterations from unit vectors."""
+        _, *state = spectral_normalize(
+            weight,
+            u,
+            v,
+            dim=self.dim,
+            n_power_iterations=n_power_iterations,
+            backend=self.options.backend,
+        )
+        return State(*state)
+
+    def _unit(self, vector: Tensor) -> Tensor:
+        return F.normalize(vector.flatten(), dim=0, eps=self.eps).view_as(vector)
 
     def _wake(self, weight: Tensor) -> None:
         """Before the first access since u and v were drawn: warm them up, if they are so still."""

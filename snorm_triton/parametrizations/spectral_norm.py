@@ -110,11 +110,14 @@ class SpectralNormParametrization(SingularVectors):
             return self._normalize(weight, checkpoints)
 
     def _normalize(self, weight: Tensor, checkpoints: recomputation.Checkpoints | None) -> Tensor:
-        access, mode = self.access((weight,), checkpoints), modes.current(weight)
+        access, mode = self.access((weight,), checkpoints), self._mode(weight)
         output = mode.normalize(access)
         mode.write((access,), (output,))
         self.settle(access, output, checkpoints)
         return output.weight_sn
+
+    def _mode(self, weight: Tensor) -> modes.Mode:
+        return modes.current(weight)
 
     def joins(self, originals: Originals) -> bool:
         """Whether the weight is a real matrix."""
@@ -198,7 +201,7 @@ class SpectralNormParametrization(SingularVectors):
         access = Access(
             weight, state.u, state.v, options.dim or 0, Replay(state.sigma), dtype, options.backend
         )
-        return modes.current(weight).normalize(access).weight_sn
+        return self._mode(weight).normalize(access).weight_sn
 
     def replaced(self) -> None:
         """The weight, or u and v, are others than an access has left."""

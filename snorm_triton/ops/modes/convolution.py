@@ -1,0 +1,108 @@
+"""The norm of a convolution itself: its map takes images to images, and is no matrix.
+
+An access in torch's own operations, whatever runs them: a power iteration is a convolution and its
+adjoint, and the gradient of sigma is the convolution's weight gradient.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from ...torch_internals import functorch
+from .. import state
+from ..calls import Access, Evaluate, Iterate, Normalized, Replay, State, Step
+from ..convolution import Convolution, Geometry
+from ..power_iteration import estimate
+from ..torch_any_device import in_dtype_of, nonzero
+from .composite import without_autocast
+
+
+class OfConvolution:
+    """As a :class:`snorm_triton.ops.modes.Mode`, of convolutions of one geometry.
+
+    u has the shape of an output and v that of an input, without the batch.
+    """
+
+    def __init__(self, geometry: Geometry) -> None:
+        self.geometry = geometry
+
+    def normalize(self, access: Access) -> Normalized:
+        """W / sigma, and the u, v and sigma it took; sigma is differentiable."""
+        return without_autocast(access.weight.device.type, _normalize, self.geometry, access)
+
+    def normalize_together(self, accesses: Sequence[Access]) -> list[Normalized]:
+        """:func:`normalize` of each."""
+        return [self.normalize(access) for access in accesses]
+
+    def write(self, accesses: Sequence[Access], outputs: Sequence[Normalized]) -> None:
+        """As :func:`snorm_triton.ops.state.write`, past the transforms."""
+        state.write(accesses, outputs, state.overwrite)
+
+
+def _normalize(geometry: Geometry, access: Access) -> Normalized:
+    weight, u, v, _, step, dtype, _ = access
+    wide = in_dtype_of(weight, u)
+    if isinstance(step, Replay):
+        u, v = u.clone(), v.clone()
+    elif functorch.active():
+        # Numbers, for a vmap looks for tensors of its own in all else.
+        n, eps = (step.n, 0.0) if isinstance(step, Iterate) else (0, step.eps)
+        u, v = _Directions.apply(wide, u, v, n, eps, geometry)
+    else:
+        u, v, _ = estimate_of_convolution(geometry, wide.detach(), u, v, step)
+    sigma = Convolution(wide, geometry).inner(u, v)
+    return Normalized((wide / nonzero(sigma)).to(dtype), u, v, sigma)
+
+
+@torch.no_grad()
+def estimate_of_convolution(
+    geometry: Geometry, weight: Tensor, u: Tensor, v: Tensor, step: Step
+) -> State:
+    """u, v and sigma, all of them fresh."""
+    taken = estimate(_Flat(weight, geometry), u.flatten(), v.flatten(), step)
+    return State(taken.u.view_as(u), taken.v.view_as(v), taken.sigma)
+
+
+class _Flat:
+    """The convolution as a map from vectors to vectors."""
+
+    def __init__(self, weight: Tensor, geometry: Geometry) -> None:
+        self.convolution = Convolution(weight, geometry)
+
+    def matvec(self, v: Tensor) -> Tensor:
+        return self.convolution.forward(v.view(self.convolution.input_shape)).flatten()
+
+    def adjoint(self, u: Tensor) -> Tensor:
+        return self.convolution.adjoint(u.view(self.convolution.output_shape)).flatten()
+
+    def inner(self, u: Tensor, v: Tensor) -> Tensor:
+        return torch.vdot(u, self.matvec(v))
+
+
+class _Directions(torch.autograd.Function):
+    """The u and v that an access takes: constants to every transform, however deep."""
+
+    generate_vmap_rule = True
+
+    @staticmethod
+    def forward(
+        weight: Tensor, u: Tensor, v: Tensor, n: int, eps: float, geometry: Geometry
+    ) -> tuple[Tensor, Tensor]:
+        step = Iterate(n) if n else Evaluate(eps)
+        return estimate_of_convolution(geometry, weight, u, v, step)[:2]
+
+    @staticmethod
+    def setup_context(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, Tensor]) -> None:
+        ctx.mark_non_differentiable(*output)
+
+    @staticmethod
+    def backward(ctx: Any, *grads: Tensor) -> tuple[None, ...]:
+        return (None,) * 6
+
+    @staticmethod
+    def jvp(ctx: Any, *tangents: Tensor | None) -> tuple[None, None]:
+        return None, None
