@@ -163,7 +163,7 @@ def _check_convertible(each: Found) -> None:
     if isinstance(norm, ConvolutionNormParametrization):
         raise ValueError(f"{where}: torch's spectral norm has no operator='convolution'")
     if (kind := type(norm)) not in (*TARGETS.values(), LegacySpectralNorm):
-        raise ValueError(f"{where}: {kind.__name__} is derived, and may compute something else")
+        raise ValueError(f"{where}: {kind.__name__} is derived from a spectral norm")
     if is_parametrized(module) and len(type(module).__bases__) != 1:
         raise ValueError(
             f"{where}: {type(module).__name__} is sharded; convert the model before that"
