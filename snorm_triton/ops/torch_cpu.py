@@ -82,27 +82,30 @@ def rescale_backward(
     grad: Tensor, weight: Tensor, view: MatrixView, u: Tensor, v: Tensor, sigma: Tensor
 ) -> Tensor:
     """As :class:`snorm_triton.ops.backend.Backend` says."""
-    dtype, number = weight.dtype, sigma.item()
-    if abs(number) < _TINY[u.dtype]:  # it was divided by 1, whatever it is
+    dtype, wide, number = weight.dtype, u.dtype, sigma.item()
+    if abs(number) < _TINY[wide]:  # it was divided by 1, whatever it is
         return grad.to(dtype, copy=True)
-    if not grad.dtype == dtype == u.dtype:
-        weight, grad = _widened(weight, u.dtype), _widened(grad, u.dtype)
-    along = _inner(weight, grad, u.dtype) / number
+    is_wide = grad.dtype == dtype == wide
+    if not is_wide:
+        weight, grad = _widened(weight, wide), _widened(grad, wide)
+        is_wide = grad.dtype == weight.dtype == wide
+    along = _inner(weight, grad, wide, is_wide) / number
     if view.K != 1:
         v = view.columns_to_memory(v)
     operand = view.operand(grad)
-    if not grad.dtype == weight.dtype == u.dtype:
+    if not is_wide:
         result = torch.empty_like(weight, dtype=dtype)
         into = view.operand(result)
         for at, rows, columns in tiles.tiles(operand):
-            into[at] = _gradient(operand[at].to(u.dtype), u[rows], v[columns], sigma, along)
+            into[at] = _gradient(operand[at].to(wide), u[rows], v[columns], sigma, along)
         return result
-    out = None if weight.nbytes < LARGE else huge_pages_like(weight, u.dtype)
-    place = None if out is None else view.operand(out)
+    place = None
+    if weight.nbytes >= LARGE and (out := huge_pages_like(weight, wide)) is not None:
+        place = view.operand(out)
     result = _gradient(operand, u, v, sigma, along, place)
     if operand is not grad:
         result = result.as_strided(weight.size(), weight.stride())
-    return result if u.dtype == dtype else result.to(dtype)
+    return result if wide == dtype else result.to(dtype)
 
 
 def _iterate(weight: Tensor, view: MatrixView, u: Tensor, v: Tensor, n: int) -> _Estimated:
@@ -112,9 +115,10 @@ def _iterate(weight: Tensor, view: MatrixView, u: Tensor, v: Tensor, n: int) -> 
     if view.K != 1:
         v = view.columns_to_memory(v)
     is_small = operand.ndim == 2 and max(operand.shape) <= tiles.SUMMANDS
+    is_small = is_small and operand.dtype == v.dtype
     moved = False
     for _ in range(n):
-        if is_small and operand.dtype == v.dtype:
+        if is_small:
             t = torch.mv(operand, v)
             length, number = _norm(t)
             t = t.div_(length) if number != 0 else start_like(t)
@@ -175,10 +179,13 @@ def _rounded(number: float, dtype: torch.dtype) -> float:
     return copysign(inf, number) if abs(number) > _HUGE[dtype] else number
 
 
-def _inner(a: Tensor, b: Tensor, dtype: torch.dtype) -> float:
-    """The sum of the products of the elements of two tensors that are laid out alike, and dense."""
+def _inner(a: Tensor, b: Tensor, dtype: torch.dtype, is_wide: bool) -> float:
+    """The sum of the products of the elements of two tensors that are laid out alike, and dense.
+
+    ``is_wide``: they are of ``dtype``.
+    """
     a, b = flat(a), flat(b)
-    if a.dtype == b.dtype == dtype:
+    if is_wide:
         return torch.dot(a, b).item()
     pairs = zip(a.split(tiles.ELEMENTS), b.split(tiles.ELEMENTS), strict=True)
     return sum(torch.dot(x.to(dtype), y.to(dtype)).item() for x, y in pairs)
