@@ -56,7 +56,8 @@ class ConstrainedList(ParametrizationList):
             only = parametrizations["0"]
             if isinstance(only, Parametrization) and not _has_hooks(only):
                 originals = (known["_parameters"] or known["_buffers"]).values()
-                return only.forward(*originals)  # type: ignore[no-any-return]
+                if originals:  # which a replica of DataParallel has elsewhere
+                    return only.forward(*originals)  # type: ignore[no-any-return]
         return super().forward()
 
     def settle(self) -> None:

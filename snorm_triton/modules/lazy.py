@@ -7,6 +7,7 @@ from typing import Any
 import torch
 from torch import nn
 from torch.nn.parameter import UninitializedParameter, is_lazy
+from torch.nn.utils.parametrize import is_parametrized
 from torch.utils.hooks import RemovableHandle
 
 from .loading import before_load, take_checkpoints
@@ -29,7 +30,7 @@ class Waiting:
     def wait(self, module: nn.Module) -> None:
         take_checkpoints(module)  # not while attaching: torch iterates over the load hooks then
         self.handles = (
-            module.register_forward_pre_hook(self),
+            module.register_forward_pre_hook(self, with_kwargs=True),
             module.register_load_state_dict_pre_hook(self.before_load),
         )
 
@@ -37,15 +38,24 @@ class Waiting:
         for handle in self.handles:
             handle.remove()
 
-    def __call__(self, module: nn.Module, args: Any) -> None:
+    def __call__(self, module: nn.Module, args: Any, kwargs: Any) -> None:
         # Canceled last: where registering fails, every forward says so.
         if not self.attached:
-            self.attach(module, args)
+            self.attach(module, (*args, *kwargs.values()))
         self.cancel()
 
-    def attach(self, module: nn.Module, args: Any) -> None:
+    def attach(self, module: nn.Module, args: tuple[Any, ...]) -> None:
+        """Register, given the inputs; in whatever mode and whatever checkpoint this is."""
+        is_parameter = isinstance(module._parameters.get(self.name), nn.Parameter)
+        if not is_parameter and not is_parametrized(module, self.name):
+            raise RuntimeError(
+                f"the first forward of a {type(module).__name__} whose {self.name!r} waits to be "
+                "normalized must be one of the module itself: not of a replica, nor by "
+                "torch.func.functional_call"
+            )
         options = self.wrapper.completed(self.options, module, args)
-        self.wrapper(module, self.name, **options).attach()
+        with torch.inference_mode(False), torch.no_grad():
+            self.wrapper(module, self.name, **options).attach()
         self.attached = True
 
     def before_load(
@@ -56,7 +66,9 @@ class Waiting:
         The hooks stay until the first forward: torch is iterating over them here.
         """
         original = self.wrapper.saved_weight(state_dict, prefix, self.name)
-        if self.attached or original is None or is_lazy(original):
+        inputs = self.wrapper.saved_input(state_dict, prefix, self.name)
+        is_complete = self.wrapper.is_complete(self.options, inputs)
+        if self.attached or original is None or is_lazy(original) or not is_complete:
             return
         tensor = module._parameters.get(self.name)
         if isinstance(tensor, UninitializedParameter):
@@ -66,7 +78,7 @@ class Waiting:
             if isinstance(module, nn.Linear) and self.name == "weight":
                 # LazyLinear would read the weight for it, and so iterate.
                 module.in_features = original.shape[1]
-        self.attach(module, self.wrapper.saved_input(state_dict, prefix, self.name))
+        self.attach(module, inputs)
         before_load(module, state_dict, prefix, *args)
 
 

@@ -112,9 +112,20 @@ class SpectralNormWrapper(Wrapper):
         return ConvolutionNormParametrization(weight, geometry, options)
 
     @staticmethod
+    def is_complete(options: dict[str, Any], inputs: tuple[Any, ...]) -> bool:
+        if options["operator"] == "matrix" or options["input_shape"] is not None:
+            return True
+        return bool(inputs) and isinstance(inputs[0], Tensor) and inputs[0].ndim > 1
+
+    @staticmethod
     def completed(options: dict[str, Any], module: nn.Module, args: Any) -> dict[str, Any]:
         if options["operator"] == "matrix" or options["input_shape"] is not None:
             return options
+        if torch.compiler.is_compiling():
+            raise RuntimeError(
+                "compiled code cannot take the input_shape of operator='convolution' from the "
+                "first input: give it, or run a forward before compiling"
+            )
         rank = 1 + len(cast(Any, module).kernel_size)  # an image, with or without a batch
         if not args or not isinstance(args[0], Tensor) or args[0].ndim < rank:
             raise ValueError(

@@ -73,6 +73,11 @@ class Wrapper:
         return is_lazy(self.original)
 
     @staticmethod
+    def is_complete(options: dict[str, Any], inputs: tuple[Any, ...]) -> bool:
+        """Whether ``inputs`` tell all that the options lack."""
+        return True
+
+    @staticmethod
     def completed(options: dict[str, Any], module: nn.Module, args: Any) -> dict[str, Any]:
         """The options of one that waited, which may take something from the first input."""
         return options
@@ -212,9 +217,19 @@ class Wrapper:
 def take_off(module: nn.Module, name: str, leave_parametrized: bool = True) -> None:
     """Take all parametrizations off a parameter, without iterating."""
     all_lists: Any = module.parametrizations
-    original, *_ = originals_of(all_lists[name]).values()
-    with evaluating(), no_autocast(original):
+    parametrizations: ParametrizationList = all_lists[name]
+    originals = list(originals_of(parametrizations).values())
+    for each in parametrizations:  # what lies in one piece with others is computed anew
+        if isinstance(each, Parametrization):
+            each.prepared = None
+    with evaluating(), no_autocast(originals[0]), torch.inference_mode(False):
         remove_parametrizations(module, name, leave_parametrized)
+    if len(originals) > 1 and isinstance(originals[0], nn.Parameter):
+        # torch leaves a buffer where no gradient is taken.
+        weight: Any = module._parameters.pop(name, None)
+        weight = module._buffers.pop(name, weight)
+        requires_grad = any(each.requires_grad for each in originals)
+        module.register_parameter(name, nn.Parameter(weight.detach(), requires_grad))
     if is_parametrized(module):
         make_copyable(module)
     if not waiting(module):

@@ -105,7 +105,7 @@ class Convolution:
         """
         _check_module(module)
         weight = module.weight if weight is None else weight
-        _check_rank(module, input_shape, weight.ndim - 1)
+        _check_input(module, input_shape, weight)
         shape = tuple(int(size) for size in input_shape)
         linear_map = cls(weight, _geometry(module, shape, tuple(weight.shape[2:])))
         linear_map._check_size()
@@ -215,15 +215,20 @@ def _check_module(module: nn.Module) -> None:
         raise ValueError(f"module must have seen its first input, {type(module).__name__} has not")
 
 
-def _check_rank(module: ConvolutionModule, input_shape: Sequence[int], rank: int) -> None:
+def _check_input(module: ConvolutionModule, input_shape: Sequence[int], weight: Tensor) -> None:
+    rank = weight.ndim - 1
     if len(input_shape) != rank:
         raise ValueError(
             f"input_shape must have {rank} sizes for {type(module).__name__}, (C, *spatial) "
             f"without the batch, got {tuple(input_shape)}"
         )
-    if input_shape[0] != module.in_channels:
+    # Of a lazy module, its own number is known with the first output.
+    channels = (
+        weight.shape[0] if isinstance(module, TRANSPOSED) else weight.shape[1] * module.groups
+    )
+    if input_shape[0] != channels:
         raise ValueError(
-            f"input_shape must begin with {module.in_channels} channels, got {tuple(input_shape)}"
+            f"input_shape must begin with {channels} channels, got {tuple(input_shape)}"
         )
 
 

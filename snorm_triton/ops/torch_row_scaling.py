@@ -58,13 +58,13 @@ def weight_norm(weight: Tensor, g: Tensor, dim: int | None, dtype: torch.dtype) 
     Norms are of the rows along ``dim``, or of all of a weight.
     """
     v = wide(weight)
-    return (v * (wide(g) / divisor(norm_except(v, dim)))).to(dtype)
+    return (v * (wide(g) / _lengths(v, dim))).to(dtype)
 
 
 def gradient(grad: Tensor, weight: Tensor, g: Tensor, dim: int | None) -> tuple[Tensor, Tensor]:
     """The gradients of v and g, differentiable in all that they are of."""
     v, grads, scale = wide(weight), wide(grad), wide(g)
-    lengths = divisor(norm_except(v, dim))
+    lengths = _lengths(v, dim)
     inner = _summed(grads * v, dim) / lengths
     grad_v = (grads - v * (inner / lengths)) * (scale / lengths)
     return grad_v.to(weight.dtype), inner.reshape(g.shape).to(g.dtype)
@@ -72,13 +72,23 @@ def gradient(grad: Tensor, weight: Tensor, g: Tensor, dim: int | None) -> tuple[
 
 def norm_except(weight: Tensor, dim: int | None) -> Tensor:
     """The norms of the rows along ``dim``, sizes of 1 elsewhere; of all, shape (), for None."""
-    if dim is None:
-        whole: Tensor = torch.linalg.vector_norm(weight)
-        return whole
-    if weight.ndim == 1:  # no dimension would be all of them
+    if dim is not None and weight.ndim == 1:  # no dimension would be all of them
         return weight.abs()
-    rows: Tensor = torch.linalg.vector_norm(weight, dim=_others(weight, dim), keepdim=True)
-    return rows
+    axes = None if dim is None else _others(weight, dim)
+    keepdim = dim is not None
+    if torch.compiler.is_compiling() or weight.device.type == "mps":
+        norms: Tensor = torch.linalg.vector_norm(weight, dim=axes, keepdim=keepdim)
+        return norms
+    # No square leaves the range of a float32 there; a compiled program would pay for that.
+    exact = torch.promote_types(weight.dtype, torch.float64)
+    norms = torch.linalg.vector_norm(weight, dim=axes, keepdim=keepdim, dtype=exact)
+    return norms.to(weight.dtype.to_real())
+
+
+def _lengths(weight: Tensor, dim: int | None) -> Tensor:
+    """What the rows are divided by, differentiable any number of times: 1 for a row of zeros."""
+    is_zero = norm_except(weight.detach(), dim) == 0
+    return torch.where(is_zero, 1, norm_except(torch.where(is_zero, 1, weight), dim))
 
 
 def divisor(norms: Tensor) -> Tensor:

@@ -15,7 +15,9 @@ from torch.nn import Parameter
 
 from ..torch_internals import functorch
 from ..torch_internals.autograd import EagerFunction, compiled_autograd_key
+from ..torch_internals.checkpoints import unseen
 from ..torch_internals.parametrize import fused_weight_norm
+from ..torch_internals.storage import version
 from ..torch_internals.tracing import is_tracing
 from . import recomputation, torch_cpu, torch_row_scaling
 from .autograd import buckets, modified
@@ -66,11 +68,18 @@ def normalized(
         return without_autocast(
             weight.device.type, torch_row_scaling.weight_norm, weight, g, dim, dtype
         )
-    # Inside of a checkpoint nothing is saved, as a weight that was prepared before it saves none.
-    if backend_for(weight, name) is torch_cpu and not recomputation.is_possible():
+    # Inside of a checkpoint nothing is saved or seen, as of a weight that was prepared before it.
+    if recomputation.is_possible():
+        with unseen():
+            return _by_node(weight, g, dim, dtype, name)
+    if backend_for(weight, name) is torch_cpu:
         fused = _fused(weight, g, dim, dtype)
         if fused is not None:
             return fused
+    return _by_node(weight, g, dim, dtype, name)
+
+
+def _by_node(weight: Tensor, g: Tensor, dim: int | None, dtype: torch.dtype, name: str) -> Tensor:
     backend, dense, view = _place(weight, dim, name)
     scaled: Tensor = ScaleRows.apply(backend, view, dim, dtype, dense, g)
     return scaled
@@ -128,6 +137,8 @@ def _fused(weight: Tensor, g: Tensor, dim: int | None, dtype: torch.dtype) -> Te
         return None
     if not weight.dtype == g.dtype == dtype or g.ndim != weight.ndim or not HAS_FUSED:
         return None
+    if not g.is_contiguous():  # it is read as it lies
+        return None
     scaled: Tensor
     scaled, norms = fused_weight_norm(weight, g, dim)
     if not all_regular(norms):
@@ -167,7 +178,7 @@ def _normalize_alike(backend: Backend, placed: Sequence[Placed]) -> list[Tensor]
         kept = []
         for i in at:
             (weight, view, g, _), (access, *_) = calls[i], placed[i]
-            versions = weight._version, access.g._version
+            versions = version(weight), version(access.g)
             kept.append(Scaled(weight, view, g, outputs[i].norms, access.dim, versions))
         weights, gs = [placed[i][1] for i in at], [placed[i][0].g for i in at]
         computed = backend, kept, [results[i] for i in at]
@@ -205,7 +216,7 @@ class ScaleRows(_Node):
         scales = g if g.is_contiguous() else g.contiguous()
         scaled, norms = backend.scale_rows(weight, view, scales, dtype)
         ctx.backend = backend
-        ctx.scaled = weight, view, scales, norms, dim, (weight._version, g._version)
+        ctx.scaled = weight, view, scales, norms, dim, (version(weight), version(g))
         ctx.g = g
         return scaled
 
@@ -214,12 +225,12 @@ class ScaleRows(_Node):
         if grad is None:
             return (None,) * 6
         weight, view, g, norms, dim, versions = ctx.scaled
-        if torch.is_grad_enabled() or torch.compiler.is_compiling() or functorch.taken_of([grad]):
-            return None, None, None, None, *torch_row_scaling.gradient(grad, weight, ctx.g, dim)
-        if (weight._version, ctx.g._version) != versions:
+        is_compiling = torch.compiler.is_compiling()
+        if not is_compiling and (version(weight), version(ctx.g)) != versions:
             raise modified(weight)
-        if grad.stride() != weight.stride() or grad.layout != torch.strided or grad.is_neg():
-            grad = like_weight(grad, weight, view, dim or 0)
+        if is_compiling or torch.is_grad_enabled() or functorch.taken_of([grad]):
+            return None, None, None, None, *torch_row_scaling.gradient(grad, weight, ctx.g, dim)
+        grad = _laid_out(grad, weight, view, dim)
         gradients = ctx.backend.scale_rows_backward(grad, weight, view, g, norms)
         return None, None, None, None, *gradients
 
@@ -264,12 +275,19 @@ class ScaleRowsOfMany(_Node):
 
 def _call(grad: Tensor, scaled: Scaled) -> RowScalingGradient:
     weight, view, g, norms, dim, _ = scaled
-    if grad.stride() != weight.stride() or grad.layout != torch.strided or grad.is_neg():
-        grad = like_weight(grad, weight, view, dim or 0)
-    return RowScalingGradient(grad, weight, view, g, norms)
+    return RowScalingGradient(_laid_out(grad, weight, view, dim), weight, view, g, norms)
+
+
+def _laid_out(grad: Tensor, weight: Tensor, view: MatrixView, dim: int | None) -> Tensor:
+    """``grad`` as the weight lies."""
+    if grad.stride() == weight.stride() and grad.layout == torch.strided and not grad.is_neg():
+        return grad
+    if dim is not None:
+        return like_weight(grad, weight, view, dim)
+    # The view of all says nothing of the order of columns.
+    return torch.empty_like(weight, dtype=grad.dtype).copy_(grad)
 
 
 def _check_unchanged(scaled: Scaled, g: Tensor) -> None:
-    versions = scaled.weight._version, g._version
-    if versions != scaled.versions:
+    if (version(scaled.weight), version(g)) != scaled.versions:
         raise modified(scaled.weight)

@@ -10,7 +10,7 @@ from torch import Tensor
 from ..ops import weight_norm
 from ..ops.dispatch import select
 from ..ops.recomputation import Checkpoints
-from ..ops.torch_row_scaling import norm_except
+from ..ops.torch_row_scaling import norm_except, wide
 from ..ops.weight_norm import WeightNormAccess
 from ..torch_internals import functorch
 from .base import Originals, Parametrization
@@ -74,7 +74,7 @@ class WeightNormParametrization(Parametrization):
     def right_inverse(self, value: Tensor) -> tuple[Tensor, Tensor]:
         """The g and v of a weight."""
         self.prepared = None
-        return norm_except(value, self._rows).to(value.dtype.to_real()), value
+        return norm_except(wide(value), self._rows).to(value.dtype.to_real()), value
 
     def joins(self, originals: Originals) -> bool:
         """Whether the weight is a real matrix."""

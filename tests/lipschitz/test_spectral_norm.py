@@ -228,3 +228,43 @@ def test_bad_input_is_told_in_a_sentence(make, options, message):
 def test_it_is_not_converted_to_torch():
     with pytest.raises(ValueError, match="operator='convolution'"):
         convert_spectral_norm(normalized(), to="torch")
+
+
+def waiting(make=lambda: nn.Conv2d(3, 4, 3, bias=False)):
+    return spectral_norm(make(), operator="convolution")
+
+
+def test_the_first_forward_may_be_of_any_kind():
+    x = torch.randn(2, 3, 6, 5, requires_grad=True)
+    by_name = waiting()
+    by_name(input=x)
+    assert by_name.weight_v.shape == (3, 6, 5)
+    checkpointed = waiting()
+    checkpoint(checkpointed, x, use_reentrant=False).sum().backward()
+    assert checkpointed.weight_orig.grad.isfinite().all()
+    inferred = waiting()
+    with torch.inference_mode():
+        inferred(x)
+    inferred(x).sum().backward()
+
+
+def test_the_first_forward_cannot_be_of_a_replica():
+    layer = waiting()
+    given = {"weight": torch.randn(4, 3, 3, 3)}
+    with pytest.raises(RuntimeError, match="must be one of the module itself"):
+        functional_call(layer, given, (torch.randn(1, 3, 6, 5),))
+    layer(torch.randn(1, 3, 6, 5))
+    assert list(dict(layer.named_parameters())) == ["parametrizations.weight.original"]
+
+
+def test_checkpoints_of_lazy_and_of_other_norms():
+    trained = normalized()
+    trained(torch.randn(2, 3, 6, 5))
+    lazy = waiting(lambda: nn.LazyConv2d(4, 3, padding=1, bias=False))
+    assert not lazy.load_state_dict(trained.state_dict()).missing_keys
+    x = torch.randn(2, 3, 6, 5)
+    lazy.eval(), trained.eval()
+    torch.testing.assert_close(lazy(x), trained(x))
+    of_matrix = spectral_norm(nn.Conv2d(3, 4, 3, bias=False)).state_dict()
+    with pytest.raises(RuntimeError, match="Unexpected key"):
+        waiting().load_state_dict(of_matrix)

@@ -307,3 +307,35 @@ def test_state_dicts_of_the_older_hook_and_back(dim, tmp_path):
 def test_other_things_named_g_are_no_weight_norms():
     others = {"weight_g": torch.ones(3), "weight_v": torch.ones(3, 4), "w_g": torch.ones(2)}
     assert convert_state_dict(others, norm="weight_norm") == others
+
+
+@pytest.mark.parametrize("context", [torch.no_grad, torch.inference_mode])
+def test_fold_leaves_parameters_of_their_own(context):
+    model = apply_weight_norm(vocoder(), foreach=True).eval()
+    with context():
+        model(torch.randn(1, 8, 5))
+        fold(model)
+    weights = [p for name, p in model.named_parameters() if name.endswith("weight")]
+    assert len(weights) == 4
+    assert len({weight.untyped_storage().data_ptr() for weight in weights}) == 4
+    model(torch.randn(1, 8, 5)).sum().backward()
+
+
+def test_folding_keeps_what_is_frozen_frozen():
+    layer = weight_norm(nn.Linear(3, 2)).requires_grad_(False)
+    fold(layer)
+    assert isinstance(layer.weight, nn.Parameter)
+    assert not layer.weight.requires_grad
+
+
+@pytest.mark.parametrize("norm", [weight_norm, spectral_norm])
+def test_a_replica_has_its_originals_elsewhere(norm):
+    """As DataParallel makes one."""
+    layer = norm(nn.Linear(3, 2)).eval()
+    replica = layer._replicate_for_data_parallel()
+    parametrizations = layer.parametrizations.weight._replicate_for_data_parallel()
+    for name, original in layer.parametrizations.weight._parameters.items():
+        setattr(parametrizations, name, original.detach())
+    replica._modules["parametrizations"] = nn.ModuleDict()
+    replica._modules["parametrizations"]._modules["weight"] = parametrizations
+    torch.testing.assert_close(replica.weight, layer.weight)

@@ -149,3 +149,49 @@ def test_a_change_before_the_backward_is_an_error(backend):
         layer.parametrizations.weight.original0.mul_(2)
     with pytest.raises(RuntimeError, match="modified by an inplace operation"):
         output.backward()
+
+
+def test_norms_that_lie_apart(backend):
+    norm = weight_norm(nn.Linear(3, 4), backend=backend).parametrizations.weight[0]
+    g = torch.tensor([[2.0]]).expand(4, 1).detach().requires_grad_()
+    v = torch.randn(4, 3, requires_grad=True)
+    weight = norm(g, v)
+    torch.testing.assert_close(weight, 2 * v / v.norm(dim=1, keepdim=True))
+    weight.square().sum().backward()
+
+
+@pytest.mark.parametrize("layout", [torch.contiguous_format, torch.channels_last])
+def test_one_norm_of_one_output(layout, backend):
+    """Of a weight with a size of 1 the gradient may lie in any order."""
+    torch.manual_seed(10)
+    layer = nn.Conv2d(8, 1, 3).to(memory_format=layout)
+    theirs = parametrizations.weight_norm(copy.deepcopy(layer), dim=None)
+    ours = weight_norm(layer, dim=None, backend=backend)
+    target = torch.randn(72)
+    for module in (ours, theirs):
+        (module.weight.flatten() * target).sum().backward()
+    for i in range(2):
+        mine, its = (
+            getattr(module.parametrizations.weight, f"original{i}").grad
+            for module in (ours, theirs)
+        )
+        torch.testing.assert_close(mine, its)
+
+
+@pytest.mark.parametrize("magnitude", [1e-30, 1e25])
+def test_registration_of_any_magnitude(magnitude):
+    layer = nn.Linear(6, 4)
+    with torch.no_grad():
+        layer.weight.copy_(torch.randn(4, 6) * magnitude)
+    before = layer.weight.detach().clone()
+    torch.testing.assert_close(weight_norm(layer).weight.detach(), before)
+    norm, parameters = layer.parametrizations.weight[0], (layer.weight_g, layer.weight_v)
+    transformed = torch.func.vmap(norm)(*(each.detach()[None] for each in parameters))
+    torch.testing.assert_close(transformed[0], before)
+
+
+def test_derivatives_of_any_order_at_a_row_of_zeros():
+    norm = weight_norm(nn.Linear(3, 2)).parametrizations.weight[0]
+    v = torch.tensor([[1.0, 2, 3], [0, 0, 0]])
+    second = torch.func.jacrev(torch.func.jacrev(lambda v: norm(torch.ones(2, 1), v).sum()))(v)
+    assert second.isfinite().all()

@@ -1,13 +1,18 @@
 """The ways in which torch runs a weight norm: compiled, exported, transformed, checkpointed."""
 
 import copy
+from functools import partial
 
 import pytest
 import torch
 from torch import nn
 from torch.func import functional_call, grad, jacrev, jvp, vmap
 from torch.nn.utils import parametrizations
-from torch.utils.checkpoint import checkpoint
+from torch.utils.checkpoint import (
+    CheckpointPolicy,
+    checkpoint,
+    create_selective_checkpoint_contexts,
+)
 
 from snorm_triton import apply_weight_norm, weight_norm
 
@@ -152,3 +157,42 @@ def test_frozen_norms(backend):
     layer(torch.randn(2, 4)).sum().backward()
     assert layer.parametrizations.weight.original0.grad is None
     assert layer.parametrizations.weight.original1.grad is not None
+
+
+def test_a_selective_checkpoint_after_weights_were_prepared(backend):
+    class Checkpointed(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.model = vocoder()
+
+        def forward(self, x):
+            save_all = partial(create_selective_checkpoint_contexts, must_save)
+            return checkpoint(self.model, x, use_reentrant=False, context_fn=save_all)
+
+    ours = apply_weight_norm(Checkpointed(), foreach=True, backend=backend)
+    x = torch.randn(2, 8, 5, requires_grad=True)
+    ours(x).square().mean().backward()
+    _, *expected = steps(torchs(), x)
+    for mine, its in zip(ours.parameters(), expected, strict=True):
+        torch.testing.assert_close(mine.grad, its)
+
+
+def must_save(*args, **kwargs):
+    return CheckpointPolicy.MUST_SAVE
+
+
+def test_a_change_before_a_differentiable_backward_is_an_error(backend):
+    layer = weight_norm(nn.Linear(3, 4), dim=1, backend=backend)
+    weight = layer.weight
+    with torch.no_grad():
+        layer.parametrizations.weight.original1.mul_(2)
+    with pytest.raises(RuntimeError, match="modified by an inplace operation"):
+        torch.autograd.grad(
+            weight.sum(), layer.parametrizations.weight.original0, create_graph=True
+        )
+
+
+def test_a_model_made_in_inference_mode(backend):
+    with torch.inference_mode():
+        layer = weight_norm(nn.Linear(3, 3), dim=None, backend=backend)
+        assert layer(torch.randn(2, 3)).isfinite().all()
