@@ -1,5 +1,7 @@
 """Spectral normalization for PyTorch as one fused step, in Triton on GPUs and torch elsewhere."""
 
+from typing import TYPE_CHECKING, Any
+
 from . import functional
 from .api.spectral_norm import refresh_spectral_norm, remove_spectral_norm, spectral_norm
 from .api.weight_norm import apply_weight_norm, remove_weight_norm, weight_norm
@@ -22,6 +24,9 @@ from .parametrizations.weight_norm import WeightNormParametrization
 from .reports import backend_report, log_sigmas, sigmas
 from .selection import left_out
 
+if TYPE_CHECKING:
+    from . import lipschitz
+
 __version__ = "0.1.0"
 
 __all__ = [
@@ -43,6 +48,7 @@ __all__ = [
     "fold",
     "functional",
     "left_out",
+    "lipschitz",
     "log_sigmas",
     "patch_torch",
     "refresh_spectral_norm",
@@ -52,3 +58,12 @@ __all__ = [
     "spectral_norm",
     "weight_norm",
 ]
+
+
+def __getattr__(name: str) -> Any:
+    # At its first use: most programs have none.
+    if name == "lipschitz":
+        from importlib import import_module
+
+        return import_module(".lipschitz", __name__)
+    raise AttributeError(f"module {__name__!r} has no attribute {name!r}")

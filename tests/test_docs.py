@@ -12,6 +12,8 @@ MODULES = [
     "snorm_triton.api.spectral_norm",
     "snorm_triton.api.weight_norm",
     "snorm_triton.checkpoints.state_dicts",
+    "snorm_triton.lipschitz.bound",
+    "snorm_triton.lipschitz.norm",
     "snorm_triton.modules.conversion",
     "snorm_triton.functional",
     "snorm_triton.modules.folding",
@@ -30,7 +32,7 @@ MODULES = [
 
 @pytest.mark.parametrize("module", MODULES)
 def test_examples(module):
-    names = {"torch": torch, "nn": torch.nn, **vars(snorm_triton)}
+    names = {"torch": torch, "nn": torch.nn, **vars(snorm_triton), **vars(snorm_triton.lipschitz)}
     failed, attempted = doctest.testmod(importlib.import_module(module), extraglobs=names)
     assert attempted
     assert not failed

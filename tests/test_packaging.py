@@ -29,6 +29,7 @@ PUBLIC_NAMES = {
     "fold",
     "functional",
     "left_out",
+    "lipschitz",
     "log_sigmas",
     "patch_torch",
     "refresh_spectral_norm",
