@@ -13,6 +13,8 @@ MODULES = [
     "snorm_triton.api.weight_norm",
     "snorm_triton.checkpoints.state_dicts",
     "snorm_triton.lipschitz.bound",
+    "snorm_triton.lipschitz.containers",
+    "snorm_triton.lipschitz.model",
     "snorm_triton.lipschitz.norm",
     "snorm_triton.modules.conversion",
     "snorm_triton.functional",
