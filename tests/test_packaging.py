@@ -20,12 +20,15 @@ PUBLIC_NAMES = {
     "SNResNetGenerator",
     "SpectralNormParametrization",
     "SpectralNormWrapper",
+    "WeightNormParametrization",
     "__version__",
     "apply_spectral_norm",
+    "apply_weight_norm",
     "backend_report",
     "checkpoint_contexts",
     "convert_spectral_norm",
     "convert_state_dict",
+    "convert_weight_norm",
     "fold",
     "functional",
     "left_out",
@@ -34,8 +37,10 @@ PUBLIC_NAMES = {
     "patch_torch",
     "refresh_spectral_norm",
     "remove_spectral_norm",
+    "remove_weight_norm",
     "sigmas",
     "spectral_norm",
+    "weight_norm",
 }
 
 # The folder that holds snorm_triton: the checkout's root, or site-packages.

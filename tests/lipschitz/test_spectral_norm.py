@@ -268,3 +268,42 @@ def test_checkpoints_of_lazy_and_of_other_norms():
     of_matrix = spectral_norm(nn.Conv2d(3, 4, 3, bias=False)).state_dict()
     with pytest.raises(RuntimeError, match="Unexpected key"):
         waiting().load_state_dict(of_matrix)
+
+
+def test_compiled_checkpoints_take_what_the_forward_took():
+    layer = normalized(dtype_double, (2, 5, 4))
+    layer(torch.randn(1, 2, 5, 4, dtype=torch.float64))
+    twin, x = copy.deepcopy(layer), torch.randn(3, 2, 5, 4, dtype=torch.float64)
+    compiled = torch.compile(
+        lambda x: checkpoint(twin, x, use_reentrant=False), backend="aot_eager"
+    )
+    for run in (layer, compiled):
+        run(x).square().sum().backward()
+    torch.testing.assert_close(twin.weight_orig.grad, layer.weight_orig.grad)
+    torch.testing.assert_close(twin.weight_u, layer.weight_u)
+
+
+def test_compiled_code_iterates_once_an_update():
+    layer = normalized(power_iter="update")
+    x = torch.randn(2, 3, 6, 5)
+    optimizer = torch.optim.SGD(layer.parameters(), lr=0.1)
+    compiled = torch.compile(layer, backend="aot_eager", fullgraph=True)
+    for _ in range(2):
+        compiled(x).sum().backward()
+        optimizer.step()
+        before = layer.weight_u.clone()
+        compiled(x)
+        once = layer.weight_u.clone()
+        assert not torch.equal(once, before)
+        compiled(x)
+        assert torch.equal(layer.weight_u, once)
+
+
+@pytest.mark.parametrize("kind", KINDS[::5], ids=identify)
+def test_the_operator_has_the_geometry(kind):
+    layer = spectral_norm(kind.make(), operator="convolution", input_shape=kind.input_shape)
+    twin, x = copy.deepcopy(layer), torch.randn(2, *kind.input_shape, dtype=torch.float64)
+    torch.optim.SGD(layer.parameters(), lr=0.1).step()  # training has begun
+    compiled = torch.compile(twin, backend="aot_eager")
+    torch.testing.assert_close(compiled(x), layer(x))
+    torch.testing.assert_close(twin.weight_u, layer.weight_u)

@@ -13,11 +13,12 @@ import torch
 from torch import Tensor
 
 from ...torch_internals import functorch
-from .. import state
+from ...torch_internals.tracing import is_exporting
 from ..calls import Access, Evaluate, Iterate, Normalized, Replay, State, Step
 from ..convolution import Convolution, Geometry
 from ..power_iteration import estimate
 from ..torch_any_device import in_dtype_of, nonzero
+from . import compiled, composite, convolution_operator
 from .composite import without_autocast
 
 
@@ -40,7 +41,8 @@ class OfConvolution:
 
     def write(self, accesses: Sequence[Access], outputs: Sequence[Normalized]) -> None:
         """As :func:`snorm_triton.ops.state.write`, past the transforms."""
-        state.write(accesses, outputs, state.overwrite)
+        mode: Any = compiled if torch.compiler.is_compiling() else composite
+        mode.write(accesses, outputs)
 
 
 def _normalize(geometry: Geometry, access: Access) -> Normalized:
@@ -52,6 +54,8 @@ def _normalize(geometry: Geometry, access: Access) -> Normalized:
         # Numbers, for a vmap looks for tensors of its own in all else.
         n, eps = (step.n, 0.0) if isinstance(step, Iterate) else (0, step.eps)
         u, v = _Directions.apply(wide, u, v, n, eps, geometry)
+    elif torch.compiler.is_compiling() and not is_exporting():
+        u, v, _ = convolution_operator.iterate(geometry, wide.detach(), u, v, step)
     else:
         u, v, _ = estimate_of_convolution(geometry, wide.detach(), u, v, step)
     sigma = Convolution(wide, geometry).inner(u, v)
