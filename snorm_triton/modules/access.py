@@ -91,6 +91,14 @@ def originals_of(parametrizations: ParametrizationList) -> dict[str, Tensor]:
     return dict(originals)
 
 
+def own_original(parametrizations: ParametrizationList) -> Tensor | None:
+    """The one tensor before parametrization that assigning sets to what is assigned, or None."""
+    ours = [each for each in parametrizations if isinstance(each, Parametrization)]
+    if parametrizations.is_tensor and all(each.original_is_tensor for each in ours):
+        return parametrizations.original
+    return None
+
+
 def refresh_list(parametrizations: ParametrizationList, n_power_iterations: int) -> None:
     """Bring the state of each in line with the tensor as it is now, whatever the mode."""
     inputs: list[Any] = list(originals_of(parametrizations).values())

@@ -15,7 +15,14 @@ from ..parametrizations.singular_vectors import WARM_UP_ITERATIONS
 from ..torch_internals import functorch
 from ..torch_internals.aside import aside
 from ..torch_internals.tracing import constant_while_compiling, is_tracing
-from .access import ConstrainedList, make_fast, read_through, refresh_list, watches
+from .access import (
+    ConstrainedList,
+    make_fast,
+    own_original,
+    read_through,
+    refresh_list,
+    watches,
+)
 from .lost_changes import is_in_forward
 
 _REMEMBERED = 3
@@ -84,7 +91,8 @@ class FreshList(ConstrainedList):
 
     def _original(self) -> Tensor:
         with evaluating():
-            return self.original if self.is_tensor else self._parametrized()
+            original = own_original(self)
+            return self._parametrized() if original is None else original
 
     def _is_over(self) -> bool:
         return (

@@ -8,6 +8,7 @@ import torch
 from torch import Tensor, nn
 
 from ..parametrizations.base import Parametrization
+from .access import own_original
 
 
 def reset_originals(module: nn.Module, *args: Any, **kwargs: Any) -> None:
@@ -31,7 +32,11 @@ def reset_originals(module: nn.Module, *args: Any, **kwargs: Any) -> None:
         plain.reset_parameters(module, *args, **kwargs)
         return
     with torch.no_grad():
-        weights = {name: each.original if each.is_tensor else each() for name, each in ours.items()}
+        originals = {name: own_original(each) for name, each in ours.items()}
+        weights = {
+            name: ours[name]() if original is None else original
+            for name, original in originals.items()
+        }
     module.__class__ = plain
     module.__dict__.update(weights)
     replaced: dict[str, Tensor | None] = {}
@@ -41,7 +46,7 @@ def reset_originals(module: nn.Module, *args: Any, **kwargs: Any) -> None:
         for name in ours:
             module.__dict__.pop(name, None)
             replaced[name] = module._parameters.pop(name, None)
-            if replaced[name] is None and not ours[name].is_tensor:
+            if replaced[name] is None and originals[name] is None:
                 replaced[name] = weights[name]
         module.__class__ = parametrized
     for name, each in ours.items():

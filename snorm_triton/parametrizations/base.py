@@ -70,6 +70,11 @@ class Parametrization(nn.Module):
         return tensor if torch.is_grad_enabled() else tensor.detach()
 
     @property
+    def original_is_tensor(self) -> bool:
+        """Whether what is assigned becomes the one original as it is: it can be written in part."""
+        return True
+
+    @property
     def iterates(self) -> bool:
         """Whether an access in this mode changes the state where a change is due."""
         return False
