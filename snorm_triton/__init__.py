@@ -3,6 +3,7 @@
 from typing import TYPE_CHECKING, Any
 
 from . import functional
+from .api.orthogonal import apply_orthogonal, orthogonal, remove_orthogonal
 from .api.spectral_norm import refresh_spectral_norm, remove_spectral_norm, spectral_norm
 from .api.weight_norm import apply_weight_norm, remove_weight_norm, weight_norm
 from .api.whole_models import apply_spectral_norm
@@ -19,6 +20,7 @@ from .modules.spectral_norm import SpectralNormWrapper
 from .modules.torch_patch import patch_torch
 from .modules.weight_norm_conversion import convert_weight_norm
 from .ops.recomputation import checkpoint_contexts
+from .parametrizations.orthogonal import OrthogonalParametrization
 from .parametrizations.spectral_norm import SpectralNormParametrization
 from .parametrizations.weight_norm import WeightNormParametrization
 from .reports import backend_report, log_sigmas, sigmas
@@ -30,6 +32,7 @@ if TYPE_CHECKING:
 __version__ = "0.1.0"
 
 __all__ = [
+    "OrthogonalParametrization",
     "SNDCGANDiscriminator",
     "SNDCGANGenerator",
     "SNResNetDiscriminator",
@@ -38,6 +41,7 @@ __all__ = [
     "SpectralNormWrapper",
     "WeightNormParametrization",
     "__version__",
+    "apply_orthogonal",
     "apply_spectral_norm",
     "apply_weight_norm",
     "backend_report",
@@ -50,8 +54,10 @@ __all__ = [
     "left_out",
     "lipschitz",
     "log_sigmas",
+    "orthogonal",
     "patch_torch",
     "refresh_spectral_norm",
+    "remove_orthogonal",
     "remove_spectral_norm",
     "remove_weight_norm",
     "sigmas",

@@ -11,15 +11,18 @@ from torch.nn.parameter import is_lazy
 from torch.nn.utils.parametrize import is_parametrized
 
 from .modules.lazy import waiting
+from .modules.orthogonal import OrthogonalWrapper
 from .modules.spectral_norm import SpectralNormWrapper
 from .modules.weight_norm import WeightNormWrapper
 from .modules.wrapper import Wrapper
+from .parametrizations.orthogonal import OrthogonalParametrization
 from .parametrizations.spectral_norm import SpectralNormParametrization
 from .parametrizations.weight_norm import WeightNormParametrization
 from .reports import check_model
 from .torch_internals.parametrize import (
     LegacySpectralNorm,
     LegacyWeightNorm,
+    TorchOrthogonal,
     TorchSpectralNorm,
     TorchWeightNorm,
 )
@@ -149,6 +152,12 @@ def is_weight_normalized(module: nn.Module, name: str) -> bool:
     return _is_on(module, name, LegacyWeightNorm, WeightNormWrapper, kinds)
 
 
+def is_orthogonal(module: nn.Module, name: str) -> bool:
+    """Whether an orthogonal parametrization is on the parameter: ours or torch's."""
+    kinds = (OrthogonalParametrization, TorchOrthogonal)
+    return _is_on(module, name, (), OrthogonalWrapper, kinds)
+
+
 def _is_on(
     module: nn.Module, name: str, hook: Any, wrapper: type[Wrapper], kinds: tuple[Any, ...]
 ) -> bool:
@@ -165,6 +174,8 @@ def _is_on(
 
 SPECTRAL_NORM = Constraint(NORMALIZED_TYPES, is_normalized)
 WEIGHT_NORM = Constraint(NORMALIZED_TYPES[:7], is_weight_normalized)  # Linear and convolutions
+ORTHOGONAL = Constraint((nn.Linear,), is_orthogonal)  # a convolution's weight is not one matrix
+ORTHOGONAL_BY_DIM = Constraint(WEIGHT_NORM.types, is_orthogonal)
 
 
 def _tensors(module: nn.Module) -> list[str]:

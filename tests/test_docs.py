@@ -9,6 +9,7 @@ import torch
 import snorm_triton
 
 MODULES = [
+    "snorm_triton.api.orthogonal",
     "snorm_triton.api.spectral_norm",
     "snorm_triton.api.weight_norm",
     "snorm_triton.checkpoints.state_dicts",

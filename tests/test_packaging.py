@@ -14,6 +14,7 @@ import pytest
 import snorm_triton
 
 PUBLIC_NAMES = {
+    "OrthogonalParametrization",
     "SNDCGANDiscriminator",
     "SNDCGANGenerator",
     "SNResNetDiscriminator",
@@ -22,6 +23,8 @@ PUBLIC_NAMES = {
     "SpectralNormWrapper",
     "WeightNormParametrization",
     "__version__",
+    "WeightNormParametrization",
+    "apply_orthogonal",
     "apply_spectral_norm",
     "apply_weight_norm",
     "backend_report",
@@ -34,8 +37,10 @@ PUBLIC_NAMES = {
     "left_out",
     "lipschitz",
     "log_sigmas",
+    "orthogonal",
     "patch_torch",
     "refresh_spectral_norm",
+    "remove_orthogonal",
     "remove_spectral_norm",
     "remove_weight_norm",
     "sigmas",

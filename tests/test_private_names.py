@@ -25,6 +25,7 @@ NAMES = [
     "torch.autograd.Function._compiled_autograd_key",
     "torch.compiler._is_exporting_flag",
     "torch.multiprocessing.reductions.StorageWeakRef",
+    "torch.nn.utils.parametrizations._Orthogonal",
     "torch.nn.utils.parametrizations._SpectralNorm",
     "torch.nn.utils.parametrize._cache",
     "torch.utils._python_dispatch._disable_current_modes",

@@ -8,11 +8,9 @@ from typing import TypeVar, Unpack
 from torch import nn
 
 from ..modules.weight_norm import WeightNormWrapper
-from ..modules.whole_model import detach
 from ..parametrizations.options import WeightNormKeywords, check_flag
-from ..reports import constrained
 from ..selection import WEIGHT_NORM
-from .whole_models import Types, apply, selection_of
+from .whole_models import Types, apply, remove_all, selection_of
 
 M = TypeVar("M", bound=nn.Module)
 
@@ -98,14 +96,7 @@ def remove_weight_norm(module: M, name: str = "weight", *, recursive: bool = Fal
     if not recursive:
         WeightNormWrapper(module, name).remove()
         return module
-    wrappers = [wrapper for _, wrapper in constrained(module, WeightNormWrapper)]
-    if not wrappers:
-        raise ValueError(f"no weight norm of snorm_triton is registered in {type(module).__name__}")
-    for wrapper in wrappers:
-        wrapper.check_attached()
-    for wrapper in wrappers:
-        wrapper.remove()
-    detach(module)
+    remove_all(module, WeightNormWrapper)
     return module
 
 

@@ -13,7 +13,7 @@ from ..modules.spectral_norm import SpectralNormWrapper
 from ..modules.wrapper import Wrapper
 from ..ops.convolution import CONVOLUTIONS, TRANSPOSED
 from ..parametrizations.options import Options
-from ..reports import check_model
+from ..reports import check_model, constrained
 from ..selection import SPECTRAL_NORM, Constraint, Selection, left_out
 
 M = TypeVar("M", bound=nn.Module)
@@ -110,7 +110,7 @@ def apply(
 ) -> None:
     """Put the constraint of ``wrapper`` on all that is selected, or raise and change nothing."""
     check_model(model)
-    function = f"apply_{wrapper.constraint.replace(' ', '_')}"
+    function = f"apply_{wrapper.function}"
     if "name" in options:
         raise TypeError(f"{function} takes names, in place of name")
     selection.check(model)
@@ -133,6 +133,19 @@ def apply(
     whole_model.detach(model)
     if foreach is not False:
         whole_model.attach(model, everywhere=foreach is True)
+
+
+def remove_all(model: nn.Module, kind: Callable[..., Wrapper]) -> None:
+    """Take the constraint of a wrapper off everywhere, or raise and change nothing."""
+    wrappers = [wrapper for _, wrapper in constrained(model, kind)]
+    if not wrappers:
+        called = kind.constraint  # type: ignore[attr-defined]
+        raise ValueError(f"no {called} of snorm_triton is registered in {type(model).__name__}")
+    for wrapper in wrappers:
+        wrapper.check_attached()
+    for wrapper in wrappers:
+        wrapper.remove()
+    whole_model.detach(model)
 
 
 def _warn_of_nothing(model: nn.Module, function: str) -> None:

@@ -1,4 +1,4 @@
-"""Every spectral and weight norm of a model baked in, whoever made it."""
+"""Every constraint of a model baked in, whoever made it."""
 
 from __future__ import annotations
 
@@ -8,11 +8,13 @@ from torch import nn
 from torch.nn.utils import remove_spectral_norm, remove_weight_norm
 from torch.nn.utils.parametrize import is_parametrized
 
+from ..parametrizations.orthogonal import OrthogonalParametrization
 from ..parametrizations.spectral_norm import SpectralNormParametrization
 from ..parametrizations.weight_norm import WeightNormParametrization
 from ..torch_internals.parametrize import (
     LegacySpectralNorm,
     LegacyWeightNorm,
+    TorchOrthogonal,
     TorchSpectralNorm,
     TorchWeightNorm,
 )
@@ -20,16 +22,17 @@ from .lazy import waiting
 from .whole_model import detach
 from .wrapper import take_off
 
-_OURS = (SpectralNormParametrization, WeightNormParametrization)
-_TORCHS = (TorchSpectralNorm, TorchWeightNorm)
+_OURS = (SpectralNormParametrization, WeightNormParametrization, OrthogonalParametrization)
+_TORCHS = (TorchSpectralNorm, TorchWeightNorm, TorchOrthogonal)
 _HOOKS = (LegacySpectralNorm, LegacyWeightNorm)
 
 
 def fold(model: nn.Module) -> list[str]:
-    """Bake the normalized weights of a model in, as evaluation has them, for serving and export.
+    """Bake the constrained weights of a model in, as evaluation has them, for serving and export.
 
-    Spectral and weight norms, ours and both of torch's: the hooks of :mod:`torch.nn.utils` and the
-    parametrizations of :mod:`torch.nn.utils.parametrizations`. Nothing iterates.
+    Spectral and weight norms and orthogonal weights, ours and torch's: the hooks of
+    :mod:`torch.nn.utils` and the parametrizations of :mod:`torch.nn.utils.parametrizations`. No
+    power iteration is done.
 
     Args:
         model: any module; itself a candidate.
@@ -92,6 +95,6 @@ def _check(where: str, module: nn.Module, name: str, hook: Any) -> None:
     others = [type(p).__name__ for p in all_lists[name] if not isinstance(p, (*_OURS, *_TORCHS))]
     if others or len(kinds) > 1:
         raise ValueError(
-            f"{where} has {', '.join(others) or 'norms of ours and of torch'} on it too: take all "
-            "off with torch.nn.utils.parametrize.remove_parametrizations, or convert it"
+            f"{where} has {', '.join(others) or 'ours and those of torch'} on it too: take all off "
+            "with torch.nn.utils.parametrize.remove_parametrizations, or convert it"
         )

@@ -11,6 +11,7 @@ from torch import Tensor, nn
 
 from ..checkpoints.layouts import legacy_keys, parametrized_keys
 from ..ops.convolution import Convolution
+from ..ops.dispatch import select
 from ..parametrizations.base import Parametrization, evaluating
 from ..parametrizations.convolution_norm import ConvolutionNormParametrization
 from ..parametrizations.options import Options, SpectralNormOptions, check_dim
@@ -51,6 +52,7 @@ class SpectralNormWrapper(Wrapper):
 
     kind: ClassVar[type[Parametrization]] = SpectralNormParametrization
     constraint = "spectral norm"
+    function = "spectral_norm"
     options: SpectralNormOptions
 
     def __init__(
@@ -94,6 +96,7 @@ class SpectralNormWrapper(Wrapper):
 
     def check_original(self, tensor: Tensor) -> None:
         check_dim(self._dim(tensor), tensor.shape)
+        select(tensor, self.options.backend)
         if not self.is_of_convolution:
             check_sharding(self.module, tensor, self._where(), self.options.backend)
             return

@@ -9,6 +9,7 @@ from typing import Any, ClassVar, Unpack
 from torch import Tensor, nn
 from torch.nn.utils.parametrize import is_parametrized
 
+from ..ops.dispatch import select
 from ..parametrizations.base import Parametrization
 from ..parametrizations.options import WeightNormKeywords, WeightNormOptions, check_dim
 from ..parametrizations.weight_norm import WeightNormParametrization
@@ -34,6 +35,7 @@ class WeightNormWrapper(Wrapper):
 
     kind: ClassVar[type[Parametrization]] = WeightNormParametrization
     constraint = "weight norm"
+    function = "weight_norm"
     options: WeightNormOptions
 
     def __init__(
@@ -63,6 +65,7 @@ class WeightNormWrapper(Wrapper):
         if self.options.dim not in (None, -1):
             check_dim(self.options.dim, tensor.shape)
         check_unsharded(self.module, tensor, self._where())
+        select(tensor, self.options.backend)
 
     def parametrization_of(
         self, weight: Tensor, autocast_output: bool

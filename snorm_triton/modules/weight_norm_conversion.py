@@ -12,7 +12,7 @@ from torch.nn.utils.parametrize import (
     register_parametrization,
 )
 
-from ..parametrizations.options import CommonOptions, WeightNormOptions
+from ..parametrizations.options import KernelKeywords, WeightNormOptions
 from ..parametrizations.weight_norm import WeightNormParametrization
 from ..torch_internals.parametrize import LegacyWeightNorm, TorchWeightNorm
 from .access import originals_of
@@ -36,7 +36,7 @@ class Found(NamedTuple):
     norm: Any
 
 
-def convert_weight_norm(model: M, to: str = "ours", **options: Unpack[CommonOptions]) -> M:
+def convert_weight_norm(model: M, to: str = "ours", **options: Unpack[KernelKeywords]) -> M:
     """Turn the weight norms of a model into ours, or into torch's parametrization, in place.
 
     Takes :func:`torch.nn.utils.parametrizations.weight_norm` and the older hook of
@@ -66,7 +66,7 @@ def convert_weight_norm(model: M, to: str = "ours", **options: Unpack[CommonOpti
         raise TypeError(f"model must be a torch.nn.Module, got {type(model).__name__}")
     if to not in TARGETS:
         raise ValueError(f"to must be 'ours' or 'torch', got {to!r}")
-    known = CommonOptions.__annotations__ if to == "ours" else {}
+    known = KernelKeywords.__annotations__ if to == "ours" else {}
     for option in options:
         if option not in known:
             raise TypeError(
@@ -104,7 +104,7 @@ def _find(model: nn.Module) -> Iterator[Found]:
                         yield Found(path + name, module, name, norm)
 
 
-def _converted(each: Found, to: str, options: CommonOptions) -> nn.Module:
+def _converted(each: Found, to: str, options: KernelKeywords) -> nn.Module:
     """The weight norm that takes the place of ``each``; ValueError where none can."""
     where, module, name, norm = each
     if norm is None:

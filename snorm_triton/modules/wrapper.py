@@ -17,7 +17,6 @@ from torch.nn.utils.parametrize import (
     remove_parametrizations,
 )
 
-from ..ops.dispatch import select
 from ..parametrizations.base import Parametrization, evaluating
 from ..parametrizations.options import ConstraintOptions
 from .access import originals_of
@@ -40,6 +39,7 @@ class Wrapper:
 
     kind: ClassVar[type[Parametrization]]
     constraint: ClassVar[str]  # what it is called
+    function: ClassVar[str]  # what registers it
     options: ConstraintOptions
 
     def __init__(
@@ -112,7 +112,6 @@ class Wrapper:
             return
         check_tensor(tensor, self._where())
         self.check_original(tensor)
-        select(tensor, self.options.backend)
 
     def attach(self) -> nn.Module:
         """Register now or, on a lazy module, when it materializes. Returns the module."""

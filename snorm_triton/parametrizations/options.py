@@ -11,6 +11,8 @@ from torch import Tensor
 
 from ..functional import matrix_shape
 from ..ops.dispatch import BACKENDS
+from ..ops.newton_schulz import N_ITERATIONS
+from ..ops.orthogonal_maps import MAPS
 
 POLICIES = ("access", "update")
 OPERATORS = ("matrix", "convolution")
@@ -21,16 +23,30 @@ class CommonOptions(TypedDict, total=False):
 
     autocast_output: bool
     cache_evaluation: bool
+
+
+class KernelKeywords(CommonOptions, total=False):
+    """Those of a constraint that the kernels compute too."""
+
     backend: str
 
 
-class WeightNormKeywords(CommonOptions, total=False):
+class OrthogonalKeywords(CommonOptions, total=False):
+    """Those of an orthogonal parametrization."""
+
+    orthogonal_map: str | None
+    use_trivialization: bool
+    dim: int | None
+    n_iterations: int
+
+
+class WeightNormKeywords(KernelKeywords, total=False):
     """Those of a weight norm."""
 
     dim: int | None
 
 
-class MoreOptions(CommonOptions, total=False):
+class MoreOptions(KernelKeywords, total=False):
     """Those that torch's spectral norm lacks."""
 
     stable_fp32: bool
@@ -53,16 +69,13 @@ class ConstraintOptions:
     """What every constraint has.
 
     Raises:
-        ValueError: ``backend`` is unknown.
         TypeError: a flag is neither True nor False.
     """
 
     autocast_output: bool = False
     cache_evaluation: bool = True
-    backend: str = "auto"
 
     def __post_init__(self) -> None:
-        _check_among("backend", self.backend, BACKENDS)
         for option, default in self.defaults().items():
             if isinstance(default, bool):
                 check_flag(option, getattr(self, option))
@@ -87,8 +100,45 @@ class ConstraintOptions:
         return {name: value for name, value in asdict(self).items() if value != defaults[name]}
 
 
+@dataclass(frozen=True, kw_only=True)
+class KernelOptions(ConstraintOptions):
+    """What every constraint has that the kernels compute too.
+
+    Raises:
+        ValueError: ``backend`` is unknown.
+    """
+
+    backend: str = "auto"
+
+    def __post_init__(self) -> None:
+        _check_among("backend", self.backend, BACKENDS)
+        super().__post_init__()
+
+
 @dataclass(frozen=True)
-class WeightNormOptions(ConstraintOptions):
+class OrthogonalOptions(ConstraintOptions):
+    """What :func:`snorm_triton.orthogonal` says of each.
+
+    Raises:
+        ValueError: ``orthogonal_map`` is unknown, ``dim`` is no integer, ``n_iterations`` is not
+            positive.
+    """
+
+    orthogonal_map: str | None = None
+    use_trivialization: bool = True
+    dim: int | None = None
+    n_iterations: int = N_ITERATIONS
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        if self.orthogonal_map is not None:
+            _check_among("orthogonal_map", self.orthogonal_map, MAPS)
+        _check_dim_is_integer(self.dim)
+        check_iterations(self.n_iterations, "n_iterations")
+
+
+@dataclass(frozen=True)
+class WeightNormOptions(KernelOptions):
     """What :func:`snorm_triton.weight_norm` says of each.
 
     Raises:
@@ -103,7 +153,7 @@ class WeightNormOptions(ConstraintOptions):
 
 
 @dataclass(frozen=True)
-class SpectralNormOptions(ConstraintOptions):
+class SpectralNormOptions(KernelOptions):
     """What :func:`snorm_triton.spectral_norm` says of each.
 
     Raises:
@@ -148,12 +198,10 @@ def option(name: str) -> Any:
     return property(get, put)
 
 
-def check_iterations(n_power_iterations: int) -> None:
+def check_iterations(number: int, name: str = "n_power_iterations") -> None:
     """Raise ValueError for a number of iterations below 1."""
-    if not _is_integer(n_power_iterations) or n_power_iterations < 1:
-        raise ValueError(
-            f"n_power_iterations must be an integer of at least 1, got {n_power_iterations!r}"
-        )
+    if not _is_integer(number) or number < 1:
+        raise ValueError(f"{name} must be an integer of at least 1, got {number!r}")
 
 
 def check_input_shape(shape: Any, operator: str) -> None:

@@ -1,4 +1,4 @@
-"""torch's own spectral and weight norms, and the cache of ``parametrize.cached()``."""
+"""torch's own parametrizations and norms, and the cache of ``parametrize.cached()``."""
 
 from __future__ import annotations
 
@@ -24,6 +24,8 @@ TorchWeightNorm: Any = private("torch.nn.utils.parametrizations", "_WeightNorm",
 """The parametrization of :func:`torch.nn.utils.parametrizations.weight_norm`."""
 LegacyWeightNorm: Any = private("torch.nn.utils.weight_norm", "WeightNorm", _Absent)
 """The forward pre-hook of :func:`torch.nn.utils.weight_norm`."""
+TorchOrthogonal: Any = private("torch.nn.utils.parametrizations", "_Orthogonal", _Absent)
+"""The parametrization of :func:`torch.nn.utils.parametrizations.orthogonal`."""
 fused_weight_norm: Any = private("torch", "_weight_norm_interface")
 """What torch's computes with: the weight and the norms; None in a torch that has no such thing."""
 fused_weight_norm_backward: Any = private(

@@ -1,0 +1,201 @@
+"""The parametrization of a weight by matrices with orthonormal columns or rows."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import replace
+from typing import Any, Unpack
+
+import torch
+from torch import Tensor
+
+from ..functional import matrix_shape
+from ..ops import orthogonal_maps, polar_factor
+from ..ops.fingerprint import fingerprint
+from ..ops.modes.composite import without_autocast
+from ..ops.orthogonal_maps import from_matrices, matrices
+from ..ops.polar_factor import PolarAccess, Reading
+from ..ops.recomputation import Checkpoints
+from ..torch_internals import functorch
+from ..torch_internals.storage import memory_of, version
+from .base import Originals, Parametrization
+from .options import OrthogonalKeywords, OrthogonalOptions, check_dim
+from .prepared import PreparedWeight
+
+
+class OrthogonalParametrization(Parametrization):
+    """A map to orthonormal matrices, for ``torch.nn.utils.parametrize.register_parametrization``.
+
+    Holds ``base``, as torch's does, where ``use_trivialization`` and the map ask for it: square
+    matrices whose sides are the larger of the weight's, float32 at least. The weight is computed in
+    that precision too.
+
+    Args:
+        weight: the weight as it is now, at least 2-D, floating or complex.
+        options: those of :func:`snorm_triton.orthogonal`.
+        more: the options as keywords, in place of ``options``.
+
+    Raises:
+        ValueError, IndexError: an option is not what it may be for this weight.
+    """
+
+    base: Tensor | None
+    options: OrthogonalOptions
+
+    def __init__(
+        self,
+        weight: Tensor,
+        options: OrthogonalOptions | None = None,
+        **more: Unpack[OrthogonalKeywords],
+    ) -> None:
+        super().__init__()
+        options = OrthogonalOptions.of(more) if options is None else options
+        kind = check_matrices(weight, options)
+        dim = None if options.dim is None else options.dim % weight.ndim
+        self.options = replace(options, orthogonal_map=kind, dim=dim)
+        self.shape = weight.shape
+        if options.use_trivialization and kind != "newton_schulz":
+            self.register_buffer("base", None)
+
+    @property
+    def orthogonal_map(self) -> str:
+        """One of householder, matrix_exp, cayley and newton_schulz."""
+        return self.options.orthogonal_map or ""
+
+    @property
+    def original_is_tensor(self) -> bool:
+        """False, but of a map that nothing is known to be the inverse of."""
+        return self.orthogonal_map in ("matrix_exp", "cayley") and "base" not in self._buffers
+
+    def forward(self, original: Tensor) -> Tensor:
+        """The weight, of the shape of ``original``."""
+        prepared = self.__dict__.get("prepared")  # past Module's attribute lookup
+        if prepared is not None:
+            if prepared.serves((original,), self):
+                return prepared.hand_over((original,), self)  # type: ignore[no-any-return]
+            if prepared.outlives_forward:
+                self.__dict__["prepared"] = None
+        weight = self._computed(original)
+        if not self.training:
+            self._keep((original,), weight)
+        return weight
+
+    def _computed(self, original: Tensor) -> Tensor:
+        if self.orthogonal_map == "newton_schulz":
+            return polar_factor.orthonormalize(original, self._reading(original))
+        return without_autocast(original.device.type, self._mapped, original)
+
+    def _mapped(self, original: Tensor) -> Tensor:
+        base = self._buffers.get("base")
+        base = None if base is None else _wide(base)
+        x = _wide(matrices(original, self.options.dim))
+        q = orthogonal_maps.orthonormal(x, self.orthogonal_map, base)
+        return from_matrices(q, original, self.options.dim).to(self.output_dtype(original))
+
+    @torch.no_grad()
+    def right_inverse(self, value: Tensor) -> Tensor:
+        """What the map takes to ``value`` made orthonormal.
+
+        That is by a QR decomposition, as torch has it, and anew with every ``base``; of
+        newton_schulz the polar factor, which is its own original.
+
+        Raises:
+            ValueError: ``value`` is of another shape than the weight, or has no polar factor.
+            NotImplementedError: the map is matrix_exp or cayley, without a base.
+        """
+        if value.shape != self.shape:
+            raise ValueError(
+                f"the value must be of the weight's shape {tuple(self.shape)}, got "
+                f"{tuple(value.shape)}"
+            )
+        if self.original_is_tensor:
+            raise NotImplementedError(
+                f"a weight with orthogonal_map={self.orthogonal_map!r} can be assigned to with "
+                "use_trivialization=True only"
+            )
+        self.prepared = None
+        if self.orthogonal_map == "newton_schulz":
+            try:
+                return polar_factor.well_conditioned(value, self._reading(value))
+            except ValueError as error:
+                raise ValueError(f"a weight of shape {tuple(self.shape)}: {error}") from None
+        x = _wide(matrices(value, self.options.dim))
+        if "base" in self._buffers:
+            self.base = orthogonal_maps.base_of(x)
+            original = orthogonal_maps.negative_identity_like(x)
+        else:
+            original = orthogonal_maps.reflectors_of(x)
+        return from_matrices(original, value, self.options.dim).to(value.dtype)
+
+    def joins(self, originals: Originals) -> bool:
+        """Whether the map is of matrix products, which can be batched."""
+        return self.orthogonal_map == "newton_schulz"
+
+    def access(self, originals: Originals, checkpoints: Checkpoints | None) -> PolarAccess:
+        """What an access computes here and now."""
+        (weight,) = originals
+        return PolarAccess(weight, self._reading(weight))
+
+    def _reading(self, weight: Tensor) -> Reading:
+        return Reading(self.options.dim, self.options.n_iterations, self.output_dtype(weight))
+
+    @staticmethod
+    def compute(accesses: Sequence[PolarAccess]) -> list[Any]:
+        """The polar factor of each."""
+        return [(weight,) for weight in polar_factor.orthonormalize_together(accesses)]
+
+    def settle(self, access: PolarAccess, output: Any, checkpoints: Checkpoints | None) -> None:
+        """Keep the weight of an evaluation."""
+        if not self.training:
+            self._keep((access.weight,), output[0])
+
+    def _keep(self, originals: Originals, weight: Tensor) -> None:
+        if self.options.cache_evaluation and self.outlive_forward(originals):
+            self.__dict__["prepared"] = PreparedWeight(originals, (weight,), self)
+
+    def hand_over(self, originals: Originals, output: Any) -> Tensor:
+        """The weight as it was computed ahead."""
+        if functorch.active():  # to which its graph is unknown
+            return self._computed(*originals)
+        return super().hand_over(originals, output)
+
+    def state_now(self) -> tuple[object, ...]:
+        """What tells the base from any other."""
+        base = self._buffers.get("base")
+        return () if base is None else (version(base), memory_of(base), fingerprint(base))
+
+    def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> Any:
+        before = self._buffers.get("base")
+        super()._apply(fn, recurse)
+        base = self._buffers.get("base")
+        if before is not None and base is not None and base.dtype.itemsize < 4:
+            self.base = _wide(before.to(base.device))
+        return self
+
+    def extra_repr(self) -> str:
+        shown = {"orthogonal_map": self.orthogonal_map, **self.options.differing()}
+        return ", ".join(f"{name}={value!r}" for name, value in shown.items())
+
+
+def check_matrices(weight: Tensor, options: OrthogonalOptions) -> str:
+    """The map for such a weight; raise what is wrong with the options for it."""
+    if weight.ndim < 2:
+        raise ValueError(
+            f"an orthogonal weight must have two dimensions or more, got shape "
+            f"{tuple(weight.shape)}"
+        )
+    if options.dim is not None:
+        check_dim(options.dim, weight.shape)
+    shape = weight.shape if options.dim is None else matrix_shape(weight, options.dim)
+    kind = options.orthogonal_map or orthogonal_maps.default_map(shape, weight.is_complex())
+    if kind == "householder" and weight.is_complex():
+        raise ValueError(
+            "orthogonal_map='householder' has no complex form: use 'matrix_exp', 'cayley' or "
+            f"'newton_schulz' for a {weight.dtype} weight"
+        )
+    return kind
+
+
+def _wide(tensor: Tensor) -> Tensor:
+    """In float32 at least."""
+    return tensor.to(torch.promote_types(tensor.dtype, torch.float32))
