@@ -10,10 +10,10 @@ from torch import Tensor, nn
 from torch.nn.utils.parametrize import is_parametrized
 
 from ..ops.dispatch import is_sharded
-from ..ops.polar_factor import Reading, well_conditioned
+from ..ops.polar_factor import Polar, PolarAccess, well_conditioned
 from ..parametrizations.base import Parametrization
 from ..parametrizations.options import OrthogonalKeywords, OrthogonalOptions
-from ..parametrizations.orthogonal import OrthogonalParametrization, check_matrices
+from ..parametrizations.orthogonal import OrthogonalParametrization, read_as_matrices
 from .wrapper import Wrapper
 
 
@@ -53,13 +53,13 @@ class OrthogonalWrapper(Wrapper):
                 f"{self._where()} is sharded: an orthogonal weight is computed of the whole "
                 "parameter, so register it before sharding the model"
             )
-        kind = check_matrices(tensor, self.options)
+        reading, kind = read_as_matrices(tensor, self.options)
         if is_parametrized(self.module, self.name):
             self._check_stacked(kind)
         elif kind == "newton_schulz":
-            reading = Reading(self.options.dim, self.options.n_iterations, tensor.dtype)
+            polar = Polar(reading, self.options.n_iterations, tensor.dtype)
             try:
-                well_conditioned(tensor, reading)
+                well_conditioned(PolarAccess(tensor, polar))
             except ValueError as error:
                 raise ValueError(f"{self._where()}: {error}") from None
 

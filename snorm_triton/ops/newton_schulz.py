@@ -1,10 +1,11 @@
 """The polar factor of matrices by products of matrices alone, and its gradient.
 
-Of a full-rank X = Q H with H Hermitian and positive, that is Q, the nearest matrix with orthonormal
-columns, or rows where X is wide. Odd polynomials of X change its singular values alone, and these
-bring all of them to 1 (Björck and Bowie 1971). Each is the best of degree 5 for the interval that
-those before it leave (Amsel et al. 2025, arXiv 2505.16932), and for 1 % more, since what lies above
-it grows: six take [4e-4, 1] to within 5 % of 1, the seventh to 1.3e-4, the eighth to 1e-11.
+Of a tall X = Q H of full rank, H Hermitian and positive, that is Q, the nearest matrix with
+orthonormal columns; that of the transpose is the transpose of it. Odd polynomials of X change its
+singular values alone, and these bring all of them to 1 (Björck and Bowie 1971). Each is the best of
+degree 5 for the interval that those before it leave (Amsel et al. 2025, arXiv 2505.16932), and for
+1 % more, since what lies above it grows: six take [4e-4, 1] to within 5 % of 1, the seventh to
+1.3e-4, the eighth to 1e-11.
 """
 
 from __future__ import annotations
@@ -73,7 +74,7 @@ def recorded(x: Tensor, n_iterations: int) -> Recorded:
     """Q of each matrix, differentiable: by torch's own operations, as many for all matrices.
 
     Args:
-        x: matrices of shape (B, M, N), of full rank, float32 or more precise.
+        x: matrices of shape (B, n, k) with n >= k, of full rank, float32 or more precise.
         n_iterations: how many polynomials.
     """
     return _through(_scaled(x), polynomials(n_iterations))
@@ -99,38 +100,36 @@ def record(x: Tensor, n_iterations: int) -> Recorded:
 
 def gradient(grad: Tensor, recorded: Recorded) -> Tensor:
     """That of the matrices for ``grad``, that of their Q: four products for each step."""
-    is_wide = grad.shape[-2] < grad.shape[-1]
     for x, gram, factor, (_, b, c) in reversed(recorded.steps):
-        of_factor = grad @ x.mH if is_wide else x.mH @ grad
+        of_factor = x.mH @ grad
         of_factor = of_factor + of_factor.mH  # twice its Hermitian part, which is all that counts
         of_gram = b * of_factor
         if c:
             product = of_factor @ gram
             of_gram.add_(product + product.mH, alpha=c)
-        grad = factor @ grad if is_wide else grad @ factor
-        grad = torch.baddbmm(grad, *((of_gram, x) if is_wide else (x, of_gram)))
+        grad = torch.baddbmm(grad @ factor, x, of_gram)
     return grad * recorded.scale
 
 
 @torch.no_grad()
 def defect(q: Tensor) -> Tensor:
-    """``|Q^H Q - I|`` of each matrix, or of ``Q Q^H`` where it is wide: Frobenius norms, (B,)."""
-    return _distance(_gram(q))
+    """``|Q^H Q - I|`` of each matrix, Frobenius norms of shape (B,)."""
+    return _distance(q.mH @ q)
 
 
 def _through(start: _Start, sequence: list[Polynomial]) -> Recorded:
     x, gram, steps = start.x, start.gram, []
-    is_wide = x.shape[-2] < x.shape[-1]
+    identity = _identity_like(gram)
     for i, polynomial in enumerate(sequence):
         a, b, c = polynomial
         if i == 0:
             factor = b * gram + c * start.square
         else:
-            gram = _gram(x)
+            gram = x.mH @ x
             factor = torch.baddbmm(gram, gram, gram, beta=b, alpha=c) if c else b * gram
-        factor.diagonal(dim1=-2, dim2=-1).add_(a)
+        factor.add_(identity, alpha=a)
         steps.append(Step(x, gram, factor, polynomial))
-        x = factor @ x if is_wide else x @ factor
+        x = x @ factor
     return Recorded(x, steps, start.scale)
 
 
@@ -143,18 +142,17 @@ def _scaled(x: Tensor) -> _Start:
     tiny = torch.finfo(x.dtype).tiny
     largest = x.detach().abs().amax((-2, -1), keepdim=True).clamp_min(tiny)  # no square overflows
     x = x / largest
-    gram = _gram(x)
+    gram = x.mH @ x
     square = gram @ gram
     with torch.no_grad():
-        n = gram.shape[-1]
-        mean = gram.diagonal(dim1=-2, dim2=-1).real.mean(-1)[..., None, None].clamp_min(tiny)
-        away = gram - mean * torch.eye(n, dtype=x.dtype, device=x.device)
-        far = square - 2 * mean * gram
-        far.diagonal(dim1=-2, dim2=-1).add_(mean[..., 0] ** 2)
-        norms = [torch.linalg.vector_norm(each, dim=(-2, -1), keepdim=True) for each in (away, far)]
-        radius = torch.minimum(norms[0], norms[1].sqrt()) / mean
+        mean = _norm(x) ** 2 / gram.shape[-1]
+        mean = mean.clamp_min(tiny)
+        scaled = mean * _identity_like(gram)
+        second = _norm(gram - scaled)
+        fourth = _norm(square - 2 * mean * gram + mean * scaled)
+        radius = torch.minimum(second, fourth.sqrt()) / mean
         bound = mean * (1 + radius)
-        spread = (norms[0] / mean) ** 2 / n
+        spread = (second / mean) ** 2 / gram.shape[-1]
         scale = bound.rsqrt()
     return _Start(x * scale, gram / bound, square / bound**2, scale / largest, radius, spread)
 
@@ -176,13 +174,16 @@ def _converging(radius: float, eps: float) -> list[Polynomial]:
     return [*sequence, LAST[-1] if is_done else CUBIC]
 
 
-def _gram(x: Tensor) -> Tensor:
-    return x @ x.mH if x.shape[-2] < x.shape[-1] else x.mH @ x
-
-
 def _distance(gram: Tensor) -> Tensor:
-    """From the identity."""
-    away = gram.clone()
-    away.diagonal(dim1=-2, dim2=-1).sub_(1)
-    distance: Tensor = torch.linalg.vector_norm(away, dim=(-2, -1))
-    return distance
+    """From the identity, (B,)."""
+    return _norm(gram - _identity_like(gram)).flatten()
+
+
+def _norm(x: Tensor) -> Tensor:
+    """Of each matrix, (B, 1, 1)."""
+    norm: Tensor = torch.linalg.vector_norm(x, dim=(-2, -1), keepdim=True)
+    return norm
+
+
+def _identity_like(gram: Tensor) -> Tensor:
+    return torch.eye(gram.shape[-1], dtype=gram.dtype, device=gram.device)

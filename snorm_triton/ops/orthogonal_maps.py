@@ -1,4 +1,4 @@
-"""Maps from any matrix to one with orthonormal columns, and matrices that they take to a given one.
+"""Maps from any tall matrix to one with orthonormal columns, and what they take to a given one.
 
 The numbers of ``torch.nn.utils.parametrizations.orthogonal``. A wide matrix is mapped as its
 transpose is, to orthonormal rows. Lezcano-Casado and Martínez-Rubio (2019, arXiv 1901.08428) for
@@ -7,81 +7,99 @@ the exponential and Cayley's map, Lezcano-Casado (2019, arXiv 1909.09501) for a 
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from typing import NamedTuple
 
 import torch
 from torch import Tensor
+
+from ..torch_internals import functorch
 
 MAPS = ("householder", "matrix_exp", "cayley", "newton_schulz")
 _FORMATS = {4: torch.channels_last, 5: torch.channels_last_3d}
 
 
-def matrices(weight: Tensor, dim: int | None) -> Tensor:
-    """The weight as a matrix of (size of ``dim``, all else); None leaves its last two dimensions.
+class Reading(NamedTuple):
+    """How a weight is read as matrices of shape (rows, columns), or their transposes: tall ones.
 
-    As any number of such matrices, then.
+    Plain numbers, for those of a tensor are tensors to torch.jit.trace.
     """
-    return weight if dim is None else weight.movedim(dim, 0).flatten(1)
+
+    dim: int | None  # of the rows, all else being columns; None: the last two, of a batch
+    rows: int
+    columns: int
+
+    @property
+    def is_wide(self) -> bool:
+        """Whether it is the transposes that are tall."""
+        return self.rows < self.columns
+
+    def tall(self, weight: Tensor) -> Tensor:
+        """The weight as tall matrices of shape (..., n, k)."""
+        x = weight if self.dim is None else weight.movedim(self.dim, 0).flatten(1)
+        return x.mT if self.is_wide else x
+
+    def undo(self, tall: Tensor, weight: Tensor) -> Tensor:
+        """Tall matrices, however batched, in the shape of ``weight``; by ``dim`` in its format."""
+        x = tall.mT if self.is_wide else tall
+        if self.dim is None:
+            return x.reshape(weight.shape)
+        shape = list(weight.shape)
+        size = shape.pop(self.dim)
+        result = x.reshape(size, *shape).movedim(0, self.dim)
+        return result.contiguous(memory_format=memory_format(weight))
 
 
-def from_matrices(values: Tensor, weight: Tensor, dim: int | None) -> Tensor:
-    """Undo :func:`matrices`, with the shape and the memory format of ``weight``."""
-    if dim is None:
-        return values
-    shape = list(weight.shape)
-    size = shape.pop(dim)
-    result = values.reshape(size, *shape).movedim(0, dim)
+def memory_format(weight: Tensor) -> torch.memory_format:
+    """That of the weight, a contiguous one where it has no other."""
     own = _FORMATS.get(weight.ndim)
-    if own is None or weight.is_contiguous() or not weight.is_contiguous(memory_format=own):
-        return result
-    return result.contiguous(memory_format=own)
+    if own is None or functorch.active() or weight.is_contiguous():  # vmap knows of no other
+        return torch.contiguous_format
+    return own if weight.is_contiguous(memory_format=own) else torch.contiguous_format
 
 
-def default_map(shape: Sequence[int], is_complex: bool) -> str:
+def default_map(reading: Reading, is_complex: bool) -> str:
     """What torch takes for matrices of such a shape."""
-    return "matrix_exp" if is_complex or shape[-2] == shape[-1] else "householder"
+    is_square = reading.rows == reading.columns
+    return "matrix_exp" if is_complex or is_square else "householder"
 
 
-def orthonormal(x: Tensor, kind: str, base: Tensor | None) -> Tensor:
-    """The matrices that a map, of ``MAPS`` but the last, makes of matrices of any values.
+def orthonormal(x: Tensor, kind: str, base: Tensor | None, excess: int) -> Tensor:
+    """The matrices that a map, of ``MAPS`` but the last, makes of tall matrices of any values.
 
     Args:
-        x: matrices of shape (..., M, N).
+        x: matrices of shape (..., n, k).
         kind: of householder, matrix_exp and cayley.
-        base: orthogonal matrices of shape (..., n, n), n the larger of M and N, to be multiplied.
+        base: orthogonal matrices of shape (..., n, n), to be multiplied by what the map gives.
+        excess: n - k.
     """
-    is_wide = x.shape[-2] < x.shape[-1]
-    tall = x.mT if is_wide else x
-    q = _reflected(tall) if kind == "householder" else _rotated(tall, kind)
-    if base is not None:
-        q = base @ q
-    return q.mT if is_wide else q
+    q = _reflected(x) if kind == "householder" else _rotated(x, kind, excess)
+    return q if base is None else base @ q
 
 
 def _reflected(x: Tensor) -> Tensor:
-    """The product of the reflections by the columns of a tall ``x`` below its diagonal, which has
-    the signs.
+    """The product of the reflections by the columns of ``x`` below its diagonal, by its signs.
+
+    torch takes the whole part of the diagonal, which weight decay makes 0.
     """
     vectors = x.tril(-1)
     tau = 2.0 / (1.0 + (vectors * vectors).sum(-2))
-    signs = x.diagonal(dim1=-2, dim2=-1).int()
+    signs = torch.where(x.diagonal(dim1=-2, dim2=-1) < 0, -1.0, 1.0).to(x.dtype)
     q: Tensor = torch.linalg.householder_product(vectors, tau)
     return q * signs.unsqueeze(-2)
 
 
-def _rotated(x: Tensor, kind: str) -> Tensor:
-    """The first columns of the rotation that the lower triangle of a tall ``x`` generates."""
-    n, k = x.shape[-2:]
+def _rotated(x: Tensor, kind: str, excess: int) -> Tensor:
+    """The first columns of the rotation that the lower triangle of ``x`` generates."""
     lower = x.tril()
-    if n != k:
-        lower = torch.cat([lower, lower.new_zeros(*x.shape[:-1], n - k)], -1)
+    if excess:
+        lower = torch.cat([lower, lower.new_zeros(*x.shape[:-1], excess)], -1)
     skew = lower - lower.mH
     if kind == "matrix_exp":
         q = torch.matrix_exp(skew)
     else:
-        identity = torch.eye(n, dtype=x.dtype, device=x.device)
+        identity = torch.eye(x.shape[-2], dtype=x.dtype, device=x.device)
         q = torch.linalg.solve(identity - 0.5 * skew, identity + 0.5 * skew)
-    return q if n == k else q[..., :k]
+    return q[..., :-excess] if excess else q
 
 
 def is_orthonormal(x: Tensor) -> bool:
@@ -92,28 +110,26 @@ def is_orthonormal(x: Tensor) -> bool:
 
 
 def base_of(x: Tensor) -> Tensor:
-    """Square matrices, orthogonal, whose first columns or rows are ``x`` made orthonormal.
+    """Orthogonal square matrices whose first columns are those of tall ``x`` made orthonormal.
 
     The others are random.
     """
-    tall = x.mT if x.shape[-2] < x.shape[-1] else x
-    n, k = tall.shape[-2:]
+    n, k = x.shape[-2:]
     if x.is_meta:
-        return tall.new_empty(*tall.shape[:-1], n)
+        return x.new_empty(*x.shape[:-1], n)
     if n == k:
-        return tall.clone() if is_orthonormal(tall) else _q_of(tall)
-    others = torch.randn(*tall.shape[:-1], n - k, dtype=x.dtype, device=x.device)
-    return _q_of(torch.cat([tall, others], -1))
+        return x.clone() if is_orthonormal(x) else _q_of(x)
+    others = torch.randn(*x.shape[:-1], n - k, dtype=x.dtype, device=x.device)
+    return _q_of(torch.cat([x, others], -1))
 
 
 def reflectors_of(x: Tensor) -> Tensor:
-    """What householder takes to ``x`` made orthonormal, without a base."""
-    is_wide = x.shape[-2] < x.shape[-1]
-    vectors, tau = torch.geqrf(x.mT if is_wide else x)
+    """What householder takes to tall ``x`` made orthonormal, without a base."""
+    vectors, tau = torch.geqrf(x)
     diagonal = vectors.diagonal(dim1=-2, dim2=-1)
     # The signs of R's diagonal; a reflection that LAPACK has left out turns none.
     diagonal.copy_(torch.where(tau == 0, -diagonal.sign(), diagonal.sign()))
-    return vectors.mT if is_wide else vectors
+    return vectors
 
 
 def negative_identity_like(x: Tensor) -> Tensor:

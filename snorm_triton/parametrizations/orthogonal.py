@@ -13,8 +13,8 @@ from ..functional import matrix_shape
 from ..ops import orthogonal_maps, polar_factor
 from ..ops.fingerprint import fingerprint
 from ..ops.modes.composite import without_autocast
-from ..ops.orthogonal_maps import from_matrices, matrices
-from ..ops.polar_factor import PolarAccess, Reading
+from ..ops.orthogonal_maps import Reading
+from ..ops.polar_factor import Polar, PolarAccess
 from ..ops.recomputation import Checkpoints
 from ..torch_internals import functorch
 from ..torch_internals.storage import memory_of, version
@@ -50,9 +50,8 @@ class OrthogonalParametrization(Parametrization):
     ) -> None:
         super().__init__()
         options = OrthogonalOptions.of(more) if options is None else options
-        kind = check_matrices(weight, options)
-        dim = None if options.dim is None else options.dim % weight.ndim
-        self.options = replace(options, orthogonal_map=kind, dim=dim)
+        self.reading, kind = read_as_matrices(weight, options)
+        self.options = replace(options, orthogonal_map=kind, dim=self.reading.dim)
         self.shape = weight.shape
         if options.use_trivialization and kind != "newton_schulz":
             self.register_buffer("base", None)
@@ -81,16 +80,20 @@ class OrthogonalParametrization(Parametrization):
         return weight
 
     def _computed(self, original: Tensor) -> Tensor:
-        if self.orthogonal_map == "newton_schulz":
-            return polar_factor.orthonormalize(original, self._reading(original))
-        return without_autocast(original.device.type, self._mapped, original)
+        if self.orthogonal_map == "newton_schulz" and 0 not in self.shape:
+            return polar_factor.orthonormalize(self.access((original,), None))
+        dtype = self.output_dtype(original)
+        return without_autocast(original.device.type, self._mapped, original, dtype)
 
-    def _mapped(self, original: Tensor) -> Tensor:
+    def _mapped(self, original: Tensor, dtype: torch.dtype) -> Tensor:
+        if 0 in self.shape:
+            return original.to(dtype, copy=True)
+        reading = self.reading
         base = self._buffers.get("base")
         base = None if base is None else _wide(base)
-        x = _wide(matrices(original, self.options.dim))
-        q = orthogonal_maps.orthonormal(x, self.orthogonal_map, base)
-        return from_matrices(q, original, self.options.dim).to(self.output_dtype(original))
+        x, excess = _wide(reading.tall(original)), abs(reading.rows - reading.columns)
+        q = orthogonal_maps.orthonormal(x, self.orthogonal_map, base, excess)
+        return reading.undo(q, original).to(dtype)
 
     @torch.no_grad()
     def right_inverse(self, value: Tensor) -> Tensor:
@@ -116,28 +119,26 @@ class OrthogonalParametrization(Parametrization):
         self.prepared = None
         if self.orthogonal_map == "newton_schulz":
             try:
-                return polar_factor.well_conditioned(value, self._reading(value))
+                return polar_factor.well_conditioned(self.access((value,), None))
             except ValueError as error:
                 raise ValueError(f"a weight of shape {tuple(self.shape)}: {error}") from None
-        x = _wide(matrices(value, self.options.dim))
+        x = _wide(self.reading.tall(value))
         if "base" in self._buffers:
             self.base = orthogonal_maps.base_of(x)
             original = orthogonal_maps.negative_identity_like(x)
         else:
             original = orthogonal_maps.reflectors_of(x)
-        return from_matrices(original, value, self.options.dim).to(value.dtype)
+        return self.reading.undo(original, value).to(value.dtype)
 
     def joins(self, originals: Originals) -> bool:
         """Whether the map is of matrix products, which can be batched."""
-        return self.orthogonal_map == "newton_schulz"
+        return self.orthogonal_map == "newton_schulz" and 0 not in self.shape
 
     def access(self, originals: Originals, checkpoints: Checkpoints | None) -> PolarAccess:
         """What an access computes here and now."""
         (weight,) = originals
-        return PolarAccess(weight, self._reading(weight))
-
-    def _reading(self, weight: Tensor) -> Reading:
-        return Reading(self.options.dim, self.options.n_iterations, self.output_dtype(weight))
+        dtype = self.output_dtype(weight)
+        return PolarAccess(weight, Polar(self.reading, self.options.n_iterations, dtype))
 
     @staticmethod
     def compute(accesses: Sequence[PolarAccess]) -> list[Any]:
@@ -177,8 +178,8 @@ class OrthogonalParametrization(Parametrization):
         return ", ".join(f"{name}={value!r}" for name, value in shown.items())
 
 
-def check_matrices(weight: Tensor, options: OrthogonalOptions) -> str:
-    """The map for such a weight; raise what is wrong with the options for it."""
+def read_as_matrices(weight: Tensor, options: OrthogonalOptions) -> tuple[Reading, str]:
+    """How such a weight is read, and its map; raise what is wrong with the options for it."""
     if weight.ndim < 2:
         raise ValueError(
             f"an orthogonal weight must have two dimensions or more, got shape "
@@ -186,14 +187,16 @@ def check_matrices(weight: Tensor, options: OrthogonalOptions) -> str:
         )
     if options.dim is not None:
         check_dim(options.dim, weight.shape)
-    shape = weight.shape if options.dim is None else matrix_shape(weight, options.dim)
-    kind = options.orthogonal_map or orthogonal_maps.default_map(shape, weight.is_complex())
+        reading = Reading(options.dim % weight.ndim, *matrix_shape(weight, options.dim))
+    else:
+        reading = Reading(None, *weight.shape[-2:])
+    kind = options.orthogonal_map or orthogonal_maps.default_map(reading, weight.is_complex())
     if kind == "householder" and weight.is_complex():
         raise ValueError(
             "orthogonal_map='householder' has no complex form: use 'matrix_exp', 'cayley' or "
             f"'newton_schulz' for a {weight.dtype} weight"
         )
-    return kind
+    return reading, kind
 
 
 def _wide(tensor: Tensor) -> Tensor:
