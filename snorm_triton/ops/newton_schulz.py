@@ -70,14 +70,17 @@ def polynomials(n_iterations: int) -> list[Polynomial]:
     return [FIRST, *[GROWTH] * (n_iterations - len(LAST) - 1), *LAST]
 
 
-def recorded(x: Tensor, n_iterations: int) -> Recorded:
+def recorded(x: Tensor, n_iterations: int, *, twice: bool = False) -> Recorded:
     """Q of each matrix, differentiable: by torch's own operations, as many for all matrices.
 
     Args:
         x: matrices of shape (B, n, k) with n >= k, of full rank, float32 or more precise.
         n_iterations: how many polynomials.
+        twice: whether it may be differentiated twice: by one polynomial more. What the others make
+            of a singular value is near 1 and yet steep where those before them were.
     """
-    return _through(_scaled(x), polynomials(n_iterations))
+    further = LAST[-1:] if twice else ()
+    return _through(_scaled(x), [*polynomials(n_iterations), *further])
 
 
 @torch.no_grad()
@@ -139,14 +142,14 @@ def _scaled(x: Tensor) -> _Start:
     The squares of the singular values are the eigenvalues of the Gram matrix. The largest is at
     most their mean and the fourth root of the sum of the fourth powers of what they differ by.
     """
-    tiny = torch.finfo(x.dtype).tiny
-    largest = x.detach().abs().amax((-2, -1), keepdim=True).clamp_min(tiny)  # no square overflows
+    largest = x.detach().abs().amax((-2, -1), keepdim=True)  # lest a square overflow
+    largest = torch.where(largest == 0, 1.0, largest)
     x = x / largest
     gram = x.mH @ x
     square = gram @ gram
     with torch.no_grad():
         mean = _norm(x) ** 2 / gram.shape[-1]
-        mean = mean.clamp_min(tiny)
+        mean = torch.where(mean == 0, 1.0, mean)
         scaled = mean * _identity_like(gram)
         second = _norm(gram - scaled)
         fourth = _norm(square - 2 * mean * gram + mean * scaled)
@@ -170,8 +173,7 @@ def _converging(radius: float, eps: float) -> list[Polynomial]:
     while radius**3 > 2 * eps:
         sequence.append(LAST[-1])
         radius = radius**3
-    is_done = 0.75 * radius**2 > 2 * eps
-    return [*sequence, LAST[-1] if is_done else CUBIC]
+    return [*sequence, CUBIC if 0.75 * radius**2 < 2 * eps else LAST[-1]]
 
 
 def _distance(gram: Tensor) -> Tensor:

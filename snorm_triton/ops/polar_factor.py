@@ -104,7 +104,7 @@ def _is_composite(weights: Sequence[Tensor]) -> bool:
 
 def _composite(polar: Polar, weights: Sequence[Tensor]) -> list[Tensor]:
     x = _join([_batch(weight, polar.reading) for weight in weights])
-    q = newton_schulz.recorded(x, polar.n_iterations).q
+    q = newton_schulz.recorded(x, polar.n_iterations, twice=functorch.active()).q
     return _split(q, weights, polar.reading, polar.dtype)
 
 
@@ -136,7 +136,7 @@ class PolarFactors(EagerFunction):  # type: ignore[misc]
             if [weight._version for weight in weights] != ctx.versions:
                 raise modified(weights[0])
             x = _join([_batch(weight, reading) for weight in weights])
-            recorded = newton_schulz.recorded(x, n_iterations)
+            recorded = newton_schulz.recorded(x, n_iterations, twice=True)
         given = [
             torch.zeros_like(weight) if grad is None else grad
             for weight, grad in zip(weights, grads, strict=True)
