@@ -23,7 +23,6 @@ PUBLIC_NAMES = {
     "SpectralNormWrapper",
     "WeightNormParametrization",
     "__version__",
-    "WeightNormParametrization",
     "apply_orthogonal",
     "apply_spectral_norm",
     "apply_weight_norm",
