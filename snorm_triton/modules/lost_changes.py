@@ -35,11 +35,12 @@ def warn(parametrizations: ParametrizationList, name: str) -> None:
     level = 2
     while frame is not None and _is_inside(frame):
         frame, level = frame.f_back, level + 1
+    is_one = parametrizations.is_tensor
+    other = f", or change module.parametrizations.{name}.original under torch.no_grad()"
     warnings.warn(
         f"{_path_of(parametrizations, name)} was changed in place where it was handed out, "
         "normalized: the parameter is what it was. To change that, assign "
-        f"module.{name} = tensor, or change module.parametrizations.{name}."
-        f"{next(iter(parametrizations._parameters), 'original')} under torch.no_grad()",
+        f"module.{name} = tensor{other if is_one else ''}",
         UserWarning,
         stacklevel=level,
     )

@@ -96,8 +96,8 @@ class SpectralNormWrapper(Wrapper):
 
     def check_original(self, tensor: Tensor) -> None:
         check_dim(self._dim(tensor), tensor.shape)
-        select(tensor, self.options.backend)
         if not self.is_of_convolution:
+            select(tensor, self.options.backend)
             check_sharding(self.module, tensor, self._where(), self.options.backend)
             return
         check_convolution(self.module, self.name, tensor, self._where(), self.options)

@@ -30,6 +30,11 @@ pytestmark = [
 ]
 
 
+@pytest.fixture(autouse=True)
+def fresh_compiler():
+    torch.compiler.reset()
+
+
 def largest(layer, shape):
     return torch.linalg.matrix_norm(dense(copy.deepcopy(layer).double(), shape), 2)
 

@@ -22,6 +22,11 @@ pytestmark = [
 ]
 
 
+@pytest.fixture(autouse=True)
+def fresh_compiler():
+    torch.compiler.reset()
+
+
 def vocoder():
     torch.manual_seed(0)
     return nn.Sequential(
