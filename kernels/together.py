@@ -15,14 +15,7 @@ from torch import Tensor
 
 from ..ops.calls import Call, Evaluate, Iterate, Normalized, Replay
 from . import launch
-from .config import (
-    ELEMENTWISE_BLOCK,
-    SHARE_COLUMNS,
-    SHARE_ROWS,
-    VECTOR_BLOCK,
-    foreach_tile,
-    warps,
-)
+from .config import ELEMENTWISE_BLOCK, SHARE_COLUMNS, SHARE_ROWS, VECTOR_BLOCK, foreach_tile, warps
 from .foreach import foreach_finish, foreach_power, foreach_reduce
 from .foreach_evaluate import (
     foreach_divide_and_copy_state,

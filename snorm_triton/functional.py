@@ -140,6 +140,17 @@ def _check(
             )
 
 
+def check_vectors(vectors: tuple[Tensor, Tensor], weight: Tensor, dim: int) -> None:
+    """Raise ValueError where u and v are not those of a weight of this shape."""
+    shapes = [tuple(vector.shape) for vector in vectors]
+    expected = [(size,) for size in matrix_shape(weight, dim)]
+    if shapes != expected:
+        raise ValueError(
+            f"vectors must be u and v of shapes {expected[0]} and {expected[1]} for a weight of "
+            f"shape {tuple(weight.shape)} and dim {dim}, got {shapes}"
+        )
+
+
 def matrix_shape(weight: Tensor, dim: int) -> tuple[int, int]:
     """(M, N) of the weight read as a matrix with its outputs along ``dim``."""
     dim %= weight.ndim

@@ -41,7 +41,7 @@ class Geometry:
 
 
 class Convolution:
-    """A convolution without its bias as a :class:`LinearMap` from images to images.
+    """A convolution without its bias as a linear map from images to images.
 
     A transposed convolution is the adjoint of a convolution, in which its output padding crops
     the input's end. All methods are differentiable, and take any number of leading dimensions.
@@ -116,8 +116,6 @@ class Convolution:
         x = _batch(v, self.input_shape)
         y = self._transpose(x) if self.geometry.transposed else self._convolve(x)
         return _unbatch(y, v, self.input_shape)
-
-    matvec = forward
 
     def adjoint(self, u: Tensor) -> Tensor:
         """``conv^H(u)`` of shape ``input_shape``, for ``u`` of shape ``output_shape``."""

@@ -7,9 +7,7 @@ from dataclasses import asdict, dataclass, fields, replace
 from typing import Any, Self, TypedDict
 
 import torch
-from torch import Tensor
 
-from ..functional import matrix_shape
 from ..ops.dispatch import BACKENDS
 from ..ops.newton_schulz import N_ITERATIONS
 from ..ops.orthogonal_maps import MAPS
@@ -227,17 +225,6 @@ def check_dim(dim: int, shape: torch.Size) -> None:
         raise IndexError(
             f"dim must be in [{-len(shape)}, {len(shape) - 1}] for a parameter of shape "
             f"{tuple(shape)}, got {dim}"
-        )
-
-
-def check_vectors(vectors: tuple[Tensor, Tensor], weight: Tensor, dim: int) -> None:
-    """Raise ValueError where u and v are not those of a weight of this shape."""
-    shapes = [tuple(vector.shape) for vector in vectors]
-    expected = [(size,) for size in matrix_shape(weight, dim)]
-    if shapes != expected:
-        raise ValueError(
-            f"vectors must be u and v of shapes {expected[0]} and {expected[1]} for a weight of "
-            f"shape {tuple(weight.shape)} and dim {dim}, got {shapes}"
         )
 
 

@@ -218,13 +218,10 @@ class SingularVectors(Parametrization):
         self._widen(dict(self._buffers))
         self._follow_device()
         self._forget_sigma()
-        self.prepared = None
         self.replaced()
-        self._drawn = {
-            name: then
-            for name, then in (self._drawn or {}).items()
-            if prefix + name not in state_dict
-        } or None
+        drawn = (self._drawn or {}).items()
+        kept = [(name, then) for name, then in drawn if prefix + name not in state_dict]
+        self._drawn = dict(kept) or None
 
     def _follow_device(self) -> None:
         """What no state dict holds lies where u does."""

@@ -12,7 +12,7 @@ from torch import Tensor
 
 from ..checkpoints.layouts import rename_legacy
 from ..checkpoints.missing_v import right_vector
-from ..functional import l2_normalize, state_dtype
+from ..functional import check_vectors, l2_normalize, state_dtype
 from ..ops import modes, recomputation
 from ..ops.calls import Access, Evaluate, Iterate, Normalized, Replay
 from ..ops.dispatch import select
@@ -23,7 +23,7 @@ from ..torch_internals.storage import version
 from . import updates
 from .base import Originals, Prepared, evaluations
 from .iteration import choose
-from .options import OPTIONS, Options, SpectralNormOptions, check_dim, check_vectors
+from .options import OPTIONS, Options, SpectralNormOptions, check_dim
 from .prepared import PreparedWeight
 from .singular_vectors import SingularVectors
 
