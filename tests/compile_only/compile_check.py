@@ -3,7 +3,7 @@
 The variants are the launches that the launchers really make: they are run on meta tensors, and each
 kernel call is caught and compiled instead. Fails if a kernel spills in a loop, takes more shared
 memory than the target has, or takes the weight in less than 16 bytes at a time where its rows allow
-that. ``--sampled``: two dtypes for each target but one, in two thirds of the time.
+that. ``--sampled``: each dtype for one target or two, in a third of the time.
 """
 
 from __future__ import annotations
@@ -54,8 +54,13 @@ TRITON_TYPES = {
     torch.float16: "fp16",
     torch.bfloat16: "bf16",
 }
-# All four on the one that is disassembled; none has a kernel of its own.
-SAMPLES = {"sm_80": ("fp32", "fp16"), "sm_100": ("fp32", "bf16"), "gfx942": ("fp64", "bf16")}
+# No target and no dtype has a kernel of its own.
+SAMPLES = {
+    "sm_80": ("fp16",),
+    "sm_90": ("fp32", "bf16"),
+    "sm_100": ("fp32",),
+    "gfx942": ("fp64",),
+}
 POINTER_TYPES = {**TRITON_TYPES, torch.int64: "i64"}
 # layout: shape, dim, channels_last
 LAYOUTS = {
