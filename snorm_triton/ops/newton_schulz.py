@@ -19,6 +19,7 @@ Polynomial = tuple[float, float, float]
 """a, b and c of a s + b s^3 + c s^5."""
 
 FIRST = (7.4987, -20.9390, 15.0518)  # from [0, 1]
+LEVEL = 0.83  # where that is level: rounding of gradients is not amplified there
 GROWTH = (4.1185, -3.4692, 0.7523)  # of small singular values, as often as they need it
 LAST = (
     (4.0471, -3.3876, 0.7335),  # from [0.051, 1.82]
@@ -28,7 +29,7 @@ LAST = (
     (1.8750, -1.2500, 0.3750),  # from whatever is near 1, to third order
 )
 CUBIC = (1.5, -0.5, 0.0)  # likewise to second order, in one product less
-N_ITERATIONS = 8  # for condition numbers to 1000, of matrices with 4000 columns and fewer rows
+N_ITERATIONS = 8  # for condition numbers to 1000, of matrices of up to 4000 columns
 # On a CPU, of the eigenvalues of the Gram matrix: how far from their mean the last polynomial
 # converges; their spread from which on some may be small; how many polynomials then suffice, if
 # before the last of them the matrices are as near to orthonormal as this.
@@ -102,7 +103,10 @@ def record(x: Tensor, n_iterations: int) -> Recorded:
 
 
 def gradient(grad: Tensor, recorded: Recorded) -> Tensor:
-    """That of the matrices for ``grad``, that of their Q: four products for each step."""
+    """That of the matrices for ``grad``, that of their Q: four products for each step.
+
+    Many steps amplify the rounding of what is zero, the Hermitian part of Q^H times the gradient.
+    """
     for x, gram, factor, (_, b, c) in reversed(recorded.steps):
         of_factor = x.mH @ grad
         of_factor = of_factor + of_factor.mH  # twice its Hermitian part, which is all that counts
@@ -111,6 +115,9 @@ def gradient(grad: Tensor, recorded: Recorded) -> Tensor:
             product = of_factor @ gram
             of_gram.add_(product + product.mH, alpha=c)
         grad = torch.baddbmm(grad @ factor, x, of_gram)
+    if len(recorded.steps) > _FEW:
+        part = recorded.q.mH @ grad
+        grad = torch.baddbmm(grad, recorded.q, part + part.mH, alpha=-0.5)
     return grad * recorded.scale
 
 
@@ -137,7 +144,7 @@ def _through(start: _Start, sequence: list[Polynomial]) -> Recorded:
 
 
 def _scaled(x: Tensor) -> _Start:
-    """With no singular value above 1.
+    """With no singular value above LEVEL.
 
     The squares of the singular values are the eigenvalues of the Gram matrix. The largest is at
     most their mean and the fourth root of the sum of the fourth powers of what they differ by.
@@ -154,7 +161,7 @@ def _scaled(x: Tensor) -> _Start:
         second = _norm(gram - scaled)
         fourth = _norm(square - 2 * mean * gram + mean * scaled)
         radius = torch.minimum(second, fourth.sqrt()) / mean
-        bound = mean * (1 + radius)
+        bound = mean * (1 + radius) / LEVEL**2
         spread = (second / mean) ** 2 / gram.shape[-1]
         scale = bound.rsqrt()
     return _Start(x * scale, gram / bound, square / bound**2, scale / largest, radius, spread)
@@ -163,7 +170,7 @@ def _scaled(x: Tensor) -> _Start:
 def _centered(start: _Start) -> _Start:
     """With a mean of 1 in place of a largest of 1."""
     x, gram, square, scale, radius, spread = start
-    by = 1 + radius
+    by = (1 + radius) / LEVEL**2
     return _Start(x * by.sqrt(), gram * by, square * by**2, scale * by.sqrt(), radius, spread)
 
 

@@ -11,6 +11,7 @@ from torch.nn import Parameter
 
 from ..torch_internals import functorch
 from ..torch_internals.autograd import EagerFunction, compiled_autograd_key
+from ..torch_internals.storage import version
 from ..torch_internals.tracing import is_tracing
 from . import newton_schulz
 from .autograd import modified
@@ -124,7 +125,7 @@ class PolarFactors(EagerFunction):  # type: ignore[misc]
         x = _join([_batch(weight, polar.reading) for weight in weights])
         recorded = newton_schulz.record(x, polar.n_iterations)
         ctx.polar, ctx.weights = polar, weights
-        ctx.versions = [weight._version for weight in weights]
+        ctx.versions = list(map(version, weights))
         if any(ctx.needs_input_grad):
             ctx.recorded = recorded
         return tuple(_split(recorded.q, weights, polar.reading, polar.dtype))
@@ -133,7 +134,7 @@ class PolarFactors(EagerFunction):  # type: ignore[misc]
     def backward(ctx: Any, *grads: Any) -> Any:
         (reading, n_iterations, _), weights, recorded = ctx.polar, ctx.weights, ctx.recorded
         if torch.is_grad_enabled() or torch.compiler.is_compiling():
-            if [weight._version for weight in weights] != ctx.versions:
+            if list(map(version, weights)) != ctx.versions:
                 raise modified(weights[0])
             x = _join([_batch(weight, reading) for weight in weights])
             recorded = newton_schulz.recorded(x, n_iterations, twice=True)

@@ -197,6 +197,17 @@ def test_its_gradient_is_that_of_the_polar_factor(condition, relative_error):
     assert relative_error(torch.autograd.grad(weight, x, grad)[0], exact) < 1e-6
 
 
+@pytest.mark.parametrize("condition", [1, 1.1, 3, 1000])
+@pytest.mark.parametrize("record", [newton_schulz.record, newton_schulz.recorded])
+def test_its_gradient_is_rounded_little(condition, record, relative_error):
+    torch.manual_seed(14)
+    x, _ = matrices((1, 60, 60), condition, torch.float64)
+    grad = torch.randn_like(x)
+    exact = newton_schulz.gradient(grad, newton_schulz.recorded(x, 8, twice=True))
+    rounded = newton_schulz.gradient(grad.float(), record(x.float(), 8))
+    assert relative_error(rounded, exact) < 3e-6 + 3e-8 * condition
+
+
 @pytest.mark.parametrize("kind", ["householder", "matrix_exp", "cayley"])
 @pytest.mark.parametrize(("dim", "shape"), [(0, (4, 12)), (1, (3, 16)), (-1, (2, 24))])
 def test_derivatives_with_dim(kind, dim, shape):
