@@ -7,7 +7,8 @@ from torch import Tensor
 from ..ops import modes
 from ..ops.calls import Iterate, State
 from ..ops.convolution import Convolution, Geometry
-from ..ops.modes.convolution import OfConvolution, estimate_of_convolution
+from ..ops.convolution_iteration import estimate_of_convolution
+from ..ops.modes.convolution import OfConvolution
 from .base import Originals
 from .options import SpectralNormOptions
 from .spectral_norm import SpectralNormParametrization

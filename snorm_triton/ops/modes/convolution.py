@@ -14,9 +14,9 @@ from torch import Tensor
 
 from ...torch_internals import functorch
 from ...torch_internals.tracing import is_exporting
-from ..calls import Access, Evaluate, Iterate, Normalized, Replay, State, Step
+from ..calls import Access, Evaluate, Iterate, Normalized, Replay
 from ..convolution import Convolution, Geometry
-from ..power_iteration import estimate
+from ..convolution_iteration import estimate_of_convolution
 from ..torch_any_device import in_dtype_of, nonzero
 from . import compiled, composite, convolution_operator
 from .composite import without_autocast
@@ -60,31 +60,6 @@ def _normalize(geometry: Geometry, access: Access) -> Normalized:
         u, v, _ = estimate_of_convolution(geometry, wide.detach(), u, v, step)
     sigma = Convolution(wide, geometry).inner(u, v)
     return Normalized((wide / nonzero(sigma)).to(dtype), u, v, sigma)
-
-
-@torch.no_grad()
-def estimate_of_convolution(
-    geometry: Geometry, weight: Tensor, u: Tensor, v: Tensor, step: Step
-) -> State:
-    """u, v and sigma, all of them fresh."""
-    taken = estimate(_Flat(weight, geometry), u.flatten(), v.flatten(), step)
-    return State(taken.u.view_as(u), taken.v.view_as(v), taken.sigma)
-
-
-class _Flat:
-    """The convolution as a map from vectors to vectors."""
-
-    def __init__(self, weight: Tensor, geometry: Geometry) -> None:
-        self.convolution = Convolution(weight, geometry)
-
-    def matvec(self, v: Tensor) -> Tensor:
-        return self.convolution.forward(v.view(self.convolution.input_shape)).flatten()
-
-    def adjoint(self, u: Tensor) -> Tensor:
-        return self.convolution.adjoint(u.view(self.convolution.output_shape)).flatten()
-
-    def inner(self, u: Tensor, v: Tensor) -> Tensor:
-        return torch.vdot(u, self.matvec(v))
 
 
 class _Directions(torch.autograd.Function):

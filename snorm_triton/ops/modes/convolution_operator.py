@@ -13,6 +13,7 @@ from ...torch_internals.autograd import in_backward
 from .. import recomputation
 from ..calls import Evaluate, Iterate, State, Step
 from ..convolution import Geometry
+from ..convolution_iteration import estimate_of_convolution
 from ..state import BELOW_AUTOGRAD, TAGS
 
 ITERATE = "snorm_triton::iterate_convolution"
@@ -64,8 +65,6 @@ def _iterate(
     geometry: list[int],
     padding_mode: str,
 ) -> tuple[Tensor, Tensor, Tensor]:
-    from .convolution import estimate_of_convolution
-
     state = State(u, v, sigma)
     step: Step = Iterate(n) if n else Evaluate(eps)
     if not keeps:
