@@ -151,10 +151,8 @@ def _iterate(
     capacity = M * out.element_size() // itemsize  # rows of N that the output holds
     staged: dict[str, int] = {}
     if holds_whole_rows(view.P, view.Q, view.K, itemsize):
-        shared_memory = launch.shared_memory(weight.device)
-        tile = row_tile(
-            M, N, itemsize, weight.element_size(), lanes, shared_memory, max(1, capacity)
-        )
+        limits = launch.shared_memory(weight.device), max(1, capacity)
+        tile = row_tile(M, N, itemsize, weight.element_size(), lanes, *limits)
         power, staged = power_rows, {"STAGES": tile.STAGES}
     else:
         power, tile = power_chunked, chunk_tile(M, N, view.Q, itemsize, lanes)
