@@ -1,10 +1,10 @@
 """What users do with a normalized model, tried on ours and on both of torch's own norms.
 
-A test of a promise asks for `sn`, a spectral norm, or `wn`, a weight norm, and runs with each. Its
-mark says what the user does, and what becomes of it with the `hook`, with the `parametrization`, or
-with both of `torch`: nothing where that works as well; a few words and the exception where it
-fails; the words alone where there is nothing to try. But for the last, the run fails where that is
-untrue. `--compatibility FILE` writes the table.
+A test of a promise asks for `sn`, a spectral norm, `wn`, a weight norm, or `oo`, an orthogonal
+parametrization, and runs with each. Its mark says what the user does, and what becomes of it with
+the `hook`, with the `parametrization`, or with both of `torch`: nothing where that works as well; a
+few words and the exception where it fails; the words alone where there is nothing to try. But for
+the last, the run fails where that is untrue. `--compatibility FILE` writes the table.
 """
 
 from __future__ import annotations
@@ -111,14 +111,26 @@ class WeightNorm:
         return layer.weight
 
 
+@dataclass(frozen=True)
+class Orthogonal:
+    """An orthogonal parametrization, by its call."""
+
+    name: str
+    orthogonal: Callable[..., Any]
+
+
 SCALED = ("parametrizations.weight.original0", "parametrizations.weight.original1")
 # By the fixture that a test asks for: ours and those of torch, in the order of the table.
-NORMS: dict[str, list[SpectralNorm] | list[WeightNorm]] = {
+NORMS: dict[str, list[Any]] = {
     "sn": [OURS, *OF_TORCH],
     "wn": [
         WeightNorm("ours", snorm_triton.weight_norm, SCALED),
         WeightNorm("hook", nn.utils.weight_norm, ("weight_g", "weight_v")),
         WeightNorm("parametrization", parametrizations.weight_norm, SCALED),
+    ],
+    "oo": [
+        Orthogonal("ours", snorm_triton.orthogonal),
+        Orthogonal("parametrization", parametrizations.orthogonal),
     ],
 }
 
@@ -214,8 +226,8 @@ class Table:
             "",
             "What users do with a normalized model: with the legacy hook of torch "
             f"{torch.__version__.partition('+')[0]}, `torch.nn.utils.spectral_norm`, with its "
-            "parametrization, `torch.nn.utils.parametrizations.spectral_norm`, and with ours; the "
-            "last section is of weight norm. "
+            "parametrization, `torch.nn.utils.parametrizations.spectral_norm`, and with ours; "
+            "weight norm and orthogonal weights have sections of their own. "
             "Every row is a test of that name, which tries each; where one of torch's fails, the "
             "test demands that too. `make compatibility` writes this page.",
         ]
