@@ -92,7 +92,9 @@ def _bound(weight: Tensor, compute: Callable[[Tensor], Tensor]) -> Tensor:
     largest = wide.detach().abs().amax()
     largest = torch.where(largest == 0, 1, largest)
     bound = (compute(wide / largest) * largest).to(weight.dtype)
-    return bound * (1 + 2 * torch.finfo(weight.dtype).eps)
+    info = torch.finfo(weight.dtype)
+    least = 2 * info.smallest_normal * info.eps  # below the normal numbers no factor rounds up
+    return torch.where(bound == 0, bound, bound * (1 + 2 * info.eps) + least)
 
 
 def _any_shape(conv: ConvolutionModule) -> list[int]:

@@ -53,7 +53,7 @@ def symbol_bound(kernels: Tensor, points: tuple[int, ...], n_iterations: int) ->
     sides = [range(n) for n in rest] + [range(last // 2 + 1)]
     frequencies = torch.tensor(list(product(*sides)), device=device)
     groups, o, i = kernels.shape[:3]
-    per_frequency = groups * max(o * i, min(o, i) ** 2)
+    per_frequency = max(groups * max(o * i, min(o, i) ** 2), len(taps))
     with torch.no_grad():
         chunks = frequencies.split(max(1, CHUNK // per_frequency))
         bounds = torch.cat(

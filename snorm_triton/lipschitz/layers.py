@@ -121,7 +121,14 @@ def _upsample(module: Any, shape: Sizes) -> float:
     each = zip(shape[1:], _each(module.size, d), _each(module.scale_factor, d), strict=True)
     return prod(
         _nonnegative(
-            partial(F.interpolate, size=size, scale_factor=scale, mode=mode, align_corners=corners),
+            partial(
+                F.interpolate,
+                size=size,
+                scale_factor=scale,
+                mode=mode,
+                align_corners=corners,
+                recompute_scale_factor=module.recompute_scale_factor,
+            ),
             n,
         )
         for n, size, scale in each

@@ -15,7 +15,8 @@ from .containers import Concatenation, Residual
 from .layers import FACTORS
 
 Sizes = tuple[int, ...]
-BATCH_NORMS = (nn.BatchNorm1d, nn.BatchNorm2d, nn.BatchNorm3d)
+# With the dimensions that their inputs may have.
+BATCH_NORMS = {nn.BatchNorm1d: (1, 2), nn.BatchNorm2d: (3,), nn.BatchNorm3d: (4,)}
 
 
 def model_bound(
@@ -109,11 +110,13 @@ class _Walk:
                 f"{path or 'model'} (Concatenation): outputs must differ in their channels alone, "
                 f"got {', '.join(str(output) for _, output in outputs)}"
             )
+        if not shape or not all(output for _, output in outputs):
+            raise ValueError(f"{path or 'model'} (Concatenation): outputs must have channels")
         squares: Any = sum(bound * bound for bound, _ in outputs)
         return squares**0.5, (sum(output[0] for _, output in outputs), *rests.pop())
 
     def _layer(self, module: Any, shape: Sizes) -> tuple[Tensor | float, Sizes]:
-        kind = type_before_parametrizations(module) if "forward" not in vars(module) else None
+        kind = None if _is_overridden(module) else type_before_parametrizations(module)
         if kind in CONVOLUTIONS + TRANSPOSED:
             bound = conv_norm_bound(module, shape, self.n_iterations)
             return bound, _output_shape(module, shape)
@@ -125,6 +128,8 @@ class _Walk:
         if _is(module, BATCH_NORMS):
             return _batch_norm(module, shape), shape
         if _is(module, (nn.PReLU,)):
+            if module.num_parameters not in (1, *shape[:1]):
+                raise ValueError(f"takes {module.num_parameters} channels, got shape {shape}")
             return module.weight.abs().amax().clamp_min(1), shape
         for known, factor in FACTORS.items():
             if _is(module, (known,)):
@@ -138,7 +143,10 @@ def _batch_norm(module: Any, shape: Sizes) -> Tensor:
         raise ValueError("it depends on the batch in training: call eval()")
     if module.running_var is None:
         raise ValueError("it depends on the batch: it has no running statistics")
-    if shape[:1] != (module.num_features,):
+    is_image = any(
+        isinstance(module, kind) and len(shape) in ranks for kind, ranks in BATCH_NORMS.items()
+    )
+    if not is_image or shape[0] != module.num_features:
         raise ValueError(f"takes {module.num_features} channels, got shape {shape}")
     scale: Tensor = (module.running_var + module.eps).rsqrt()
     if module.weight is not None:
@@ -156,9 +164,15 @@ def _output_shape(module: Any, shape: Sizes) -> Sizes:
 
 def _is(module: nn.Module, types: Iterable[type[nn.Module]]) -> bool:
     """Whether it computes what one of these types does."""
-    return "forward" not in vars(module) and any(
+    return not _is_overridden(module) and any(
         isinstance(module, kind) and type(module).forward is kind.forward for kind in types
     )
+
+
+def _is_overridden(module: nn.Module) -> bool:
+    """Whether this one, or how modules of its type are called, is not what its type says."""
+    own = {"forward", "_conv_forward"} & vars(module).keys()
+    return bool(own) or type(module).__call__ is not nn.Module.__call__
 
 
 def _join(path: str, name: str) -> str:

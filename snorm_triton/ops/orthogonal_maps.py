@@ -35,7 +35,9 @@ class Reading(NamedTuple):
 
     def tall(self, weight: Tensor) -> Tensor:
         """The weight as tall matrices of shape (..., n, k)."""
-        x = weight if self.dim is None else weight.movedim(self.dim, 0).flatten(1)
+        x = weight
+        if self.dim is not None:
+            x = weight.movedim(self.dim, 0).reshape(self.rows, self.columns)
         return x.mT if self.is_wide else x
 
     def undo(self, tall: Tensor, weight: Tensor) -> Tensor:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from math import prod
 from typing import Any, NamedTuple
 
 import torch
@@ -132,12 +133,18 @@ class PolarFactors(EagerFunction):  # type: ignore[misc]
 
     @staticmethod
     def backward(ctx: Any, *grads: Any) -> Any:
-        (reading, n_iterations, _), weights, recorded = ctx.polar, ctx.weights, ctx.recorded
-        if torch.is_grad_enabled() or torch.compiler.is_compiling():
+        (reading, n_iterations, _), weights = ctx.polar, ctx.weights
+        # Many times the weight: given back by the first backward, for there is seldom another.
+        recorded, ctx.recorded = ctx.recorded, None
+        is_differentiated = torch.is_grad_enabled() or torch.compiler.is_compiling()
+        if is_differentiated or recorded is None:
             if list(map(version, weights)) != ctx.versions:
                 raise modified(weights[0])
             x = _join([_batch(weight, reading) for weight in weights])
-            recorded = newton_schulz.recorded(x, n_iterations, twice=True)
+            if is_differentiated:
+                recorded = newton_schulz.recorded(x, n_iterations, twice=True)
+            else:
+                recorded = newton_schulz.record(x, n_iterations)
         given = [
             torch.zeros_like(weight) if grad is None else grad
             for weight, grad in zip(weights, grads, strict=True)
@@ -156,7 +163,7 @@ def _batch(weight: Tensor, reading: Reading) -> Tensor:
         weight = weight.to_dense()
     x = reading.tall(weight.resolve_conj())
     x = x.to(torch.promote_types(x.dtype, torch.float32))
-    return x.flatten(0, -3) if x.ndim > 2 else x.unsqueeze(0)
+    return x.reshape(prod(x.shape[:-2]), *x.shape[-2:])
 
 
 def _join(batches: Sequence[Tensor]) -> Tensor:

@@ -52,7 +52,7 @@ class OrthogonalParametrization(Parametrization):
         options = OrthogonalOptions.of(more) if options is None else options
         self.reading, kind = read_as_matrices(weight, options)
         self.options = replace(options, orthogonal_map=kind, dim=self.reading.dim)
-        self.shape = weight.shape
+        self.shape, self.dtype = weight.shape, weight.dtype
         if options.use_trivialization and kind != "newton_schulz":
             self.register_buffer("base", None)
 
@@ -80,6 +80,8 @@ class OrthogonalParametrization(Parametrization):
         return weight
 
     def _computed(self, original: Tensor) -> Tensor:
+        if not torch.compiler.is_compiling():
+            self.__dict__["dtype"] = original.dtype  # past Module's way to set attributes
         if self.orthogonal_map == "newton_schulz" and 0 not in self.shape:
             return polar_factor.orthonormalize(self.access((original,), None))
         dtype = self.output_dtype(original)
@@ -111,6 +113,8 @@ class OrthogonalParametrization(Parametrization):
                 f"the value must be of the weight's shape {tuple(self.shape)}, got "
                 f"{tuple(value.shape)}"
             )
+        if value.dtype != self.dtype:
+            raise ValueError(f"the value must be {self.dtype} as the weight, got {value.dtype}")
         if self.original_is_tensor:
             raise NotImplementedError(
                 f"a weight with orthogonal_map={self.orthogonal_map!r} can be assigned to with "
@@ -168,10 +172,17 @@ class OrthogonalParametrization(Parametrization):
     def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> Any:
         before = self._buffers.get("base")
         super()._apply(fn, recurse)
+        self.dtype = fn(torch.empty(0, dtype=self.dtype)).dtype
         base = self._buffers.get("base")
         if before is not None and base is not None and base.dtype.itemsize < 4:
             self.base = _wide(before.to(base.device))
         return self
+
+    def _load_from_state_dict(self, state_dict: dict[str, Any], prefix: str, *args: Any) -> None:
+        super()._load_from_state_dict(state_dict, prefix, *args)
+        self.prepared = None
+        if (base := self._buffers.get("base")) is not None:
+            self.base = _wide(base)
 
     def extra_repr(self) -> str:
         shown = {"orthogonal_map": self.orthogonal_map, **self.options.differing()}

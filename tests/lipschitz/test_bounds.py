@@ -258,3 +258,12 @@ def test_bound_of_a_kernel_with_a_peak_between_frequencies() -> None:
         with torch.no_grad():
             layer.weight.copy_(turned.reshape(k, 2, 2).permute(1, 2, 0))
             assert conv_norm_bound(layer) >= k
+
+
+def test_bounds_below_the_normal_numbers_are_rounded_up():
+    for seed in range(100):
+        torch.manual_seed(seed)
+        layer = nn.Linear(1 + seed % 3, 1 + seed % 4, bias=False)
+        layer.weight.data = torch.randn_like(layer.weight) * 2.0**-127
+        norm = torch.linalg.matrix_norm(layer.weight.detach().double(), 2)
+        assert norm <= conv_norm_bound(layer).double()

@@ -278,3 +278,34 @@ def test_containers_compute_sums_and_concatenations() -> None:
     a, b, x = nn.Linear(3, 3), nn.Linear(3, 2), torch.randn(4, 3)
     torch.testing.assert_close(Residual(a)(x), a(x) + x)
     torch.testing.assert_close(Concatenation(a, b)(x), torch.cat([a(x), b(x)], 1))
+
+
+@pytest.mark.parametrize("factor", [0.55, 0.6, 0.9, 1.3])
+@pytest.mark.parametrize("recomputes", [True, False])
+def test_upsampling_by_what_torch_makes_of_the_factor(factor, recomputes):
+    module = nn.Upsample(scale_factor=factor, mode="linear", recompute_scale_factor=recomputes)
+    for n in range(2, 8):
+        matrix = module(torch.eye(n).unsqueeze(1)).squeeze(1)
+        assert torch.linalg.matrix_norm(matrix, 2) <= float(model_bound(module, (1, n))) * (
+            1 + 1e-6
+        )
+
+
+class Doubled(nn.Sequential):
+    def __call__(self, x):
+        return 2 * super().__call__(x)
+
+
+@pytest.mark.parametrize(
+    ("module", "shape", "message"),
+    [
+        (nn.PReLU(4), (3, 2), "takes 4 channels"),
+        (nn.BatchNorm2d(3).eval(), (3,), "takes 3 channels"),
+        (Concatenation(nn.Identity()), (), "must have channels"),
+        (Doubled(nn.Identity()), (3,), "has no bound here"),
+    ],
+    ids=["PReLU", "BatchNorm2d", "Concatenation", "call"],
+)
+def test_what_torch_refuses_or_a_class_overrides_has_no_bound(module, shape, message):
+    with pytest.raises(ValueError, match=message):
+        model_bound(module, shape)

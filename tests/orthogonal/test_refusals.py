@@ -126,3 +126,12 @@ def test_on_another_parametrization_without_a_base():
     assert_orthonormal(layer.weight)
     layer(torch.ones(1, 4)).sum().backward()
     assert layer.parametrizations.weight.original1.grad is not None
+
+
+@pytest.mark.parametrize("dtype", [torch.float16, torch.float64, torch.complex64])
+def test_a_value_of_another_dtype_changes_nothing(dtype):
+    layer = orthogonal(nn.Linear(3, 3))
+    before = layer.weight.detach().clone()
+    with pytest.raises(ValueError, match=r"must be torch\.float32 as the weight, got"):
+        layer.weight = -torch.eye(3, dtype=dtype)
+    assert torch.equal(layer.weight, before)

@@ -167,3 +167,37 @@ def test_a_change_in_place_of_one_is_none_of_another():
     with pytest.warns(UserWarning, match="'0.weight' was changed in place"):
         model(torch.randn(1, 6))
     assert_orthonormal(handed_out[0])
+
+
+@pytest.mark.parametrize("dim", [None, 0, 1])
+@pytest.mark.parametrize("shape", [(3, 4), (2, 3, 3), (4, 2, 3, 3)])
+def test_many_gradients_at_a_time(shape, dim):
+    torch.manual_seed(0)
+    module = nn.Module()
+    module.weight = nn.Parameter(torch.randn(shape, dtype=torch.float64))
+    orthogonal(module, orthogonal_map="newton_schulz", dim=dim)
+    norm, original = module.parametrizations.weight[0], module.parametrizations.weight.original
+    each = torch.autograd.functional.jacobian(norm, original.detach(), vectorize=False)
+    together = torch.autograd.functional.jacobian(norm, original.detach(), vectorize=True)
+    torch.testing.assert_close(together, each)
+
+
+def test_what_a_gradient_takes_is_given_back_by_the_first():
+    layer = orthogonal(nn.Linear(6, 6), orthogonal_map="newton_schulz")
+    loss = layer.weight.square().mul(torch.randn(6, 6)).sum()
+    node = loss.grad_fn
+    while type(node).__name__ != "PolarFactorsBackward":
+        node = node.next_functions[0][0]
+    loss.backward(retain_graph=True)
+    assert node.recorded is None
+    original = layer.parametrizations.weight.original
+    first = original.grad.clone()
+    loss.backward()
+    torch.testing.assert_close(original.grad, 2 * first)
+
+
+def test_a_base_is_loaded_wide():
+    saved = {key: value.half() for key, value in orthogonal(nn.Linear(4, 4)).state_dict().items()}
+    layer = orthogonal(nn.Linear(4, 4)).half()
+    layer.load_state_dict(saved, assign=True)
+    assert layer.parametrizations.weight[0].base.dtype == torch.float32
