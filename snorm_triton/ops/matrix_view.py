@@ -89,13 +89,18 @@ def flat(tensor: Tensor) -> Tensor:
     return tensor.as_strided((tensor.numel(),), (1,))
 
 
-def like_weight(tensor: Tensor, weight: Tensor, view: MatrixView, dim: int) -> Tensor:
-    """``tensor`` laid out in memory as the dense ``weight`` is: itself where it already is."""
+def like_weight(tensor: Tensor, weight: Tensor, view: MatrixView, dim: int | None) -> Tensor:
+    """``tensor`` laid out in memory as the dense ``weight`` is: itself where it already is.
+
+    ``dim`` is that of the view's rows; None of a view of all, which says nothing of the order.
+    """
     if tensor.layout != torch.strided:  # of a sparse Embedding
         tensor = tensor.to_dense()
     if tensor.is_neg():
         tensor = tensor.resolve_neg()
-    if tensor.stride() == weight.stride() or matrix_view(tensor, dim) == view:
+    if tensor.stride() == weight.stride():
+        return tensor
+    if dim is not None and matrix_view(tensor, dim) == view:
         return tensor
     return torch.empty_like(weight, dtype=tensor.dtype).copy_(tensor)
 

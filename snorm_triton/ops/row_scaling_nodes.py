@@ -72,7 +72,7 @@ class ScaleRows(_Node):
             raise modified(weight)
         if is_compiling or torch.is_grad_enabled() or functorch.taken_of([grad]):
             return None, None, None, None, *torch_row_scaling.gradient(grad, weight, ctx.g, dim)
-        grad = _laid_out(grad, weight, view, dim)
+        grad = like_weight(grad, weight, view, dim)
         gradients = ctx.backend.scale_rows_backward(grad, weight, view, g, norms)
         return None, None, None, None, *gradients
 
@@ -117,17 +117,7 @@ class ScaleRowsOfMany(_Node):
 
 def _call(grad: Tensor, scaled: Scaled) -> RowScalingGradient:
     weight, view, g, norms, dim, _ = scaled
-    return RowScalingGradient(_laid_out(grad, weight, view, dim), weight, view, g, norms)
-
-
-def _laid_out(grad: Tensor, weight: Tensor, view: MatrixView, dim: int | None) -> Tensor:
-    """``grad`` as the weight lies."""
-    if grad.stride() == weight.stride() and grad.layout == torch.strided and not grad.is_neg():
-        return grad
-    if dim is not None:
-        return like_weight(grad, weight, view, dim)
-    # The view of all says nothing of the order of columns.
-    return torch.empty_like(weight, dtype=grad.dtype).copy_(grad)
+    return RowScalingGradient(like_weight(grad, weight, view, dim), weight, view, g, norms)
 
 
 def _check_unchanged(scaled: Scaled, g: Tensor) -> None:
