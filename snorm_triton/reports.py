@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from typing import Any, NamedTuple, Protocol, TypeVar
 
 import torch
@@ -91,7 +91,7 @@ def normalized(model: nn.Module) -> Iterator[tuple[str, SpectralNormWrapper]]:
     return constrained(model, SpectralNormWrapper)
 
 
-def constrained(model: nn.Module, *kinds: Callable[..., W]) -> Iterator[tuple[str, W]]:
+def constrained(model: nn.Module, *kinds: type[W]) -> Iterator[tuple[str, W]]:
     """The constrained parameters of a model with their qualified names, those that wait included.
 
     A wrapper of each of the kinds that is on the parameter.
@@ -100,7 +100,8 @@ def constrained(model: nn.Module, *kinds: Callable[..., W]) -> Iterator[tuple[st
     for prefix, module in list(model.named_modules()):
         for name in [*getattr(module, "parametrizations", ()), *module._parameters]:
             for kind in kinds:
-                wrapper = kind(module, name)
+                make: Any = kind  # with its options at their defaults
+                wrapper: W = make(module, name)
                 if wrapper.parametrizations or wrapper.is_deferred:
                     yield (f"{prefix}.{name}" if prefix else name), wrapper
 

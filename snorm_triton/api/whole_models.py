@@ -135,16 +135,17 @@ def apply(
         whole_model.attach(model, everywhere=foreach is True)
 
 
-def remove_all(model: nn.Module, kind: Callable[..., Wrapper]) -> None:
+def remove_all(model: nn.Module, kind: type[Wrapper], leave_parametrized: bool = True) -> None:
     """Take the constraint of a wrapper off everywhere, or raise and change nothing."""
     wrappers = [wrapper for _, wrapper in constrained(model, kind)]
     if not wrappers:
-        called = kind.constraint  # type: ignore[attr-defined]
-        raise ValueError(f"no {called} of snorm_triton is registered in {type(model).__name__}")
+        raise ValueError(
+            f"no {kind.constraint} of snorm_triton is registered in {type(model).__name__}"
+        )
     for wrapper in wrappers:
         wrapper.check_attached()
     for wrapper in wrappers:
-        wrapper.remove()
+        wrapper.remove(leave_parametrized=leave_parametrized)
     whole_model.detach(model)
 
 

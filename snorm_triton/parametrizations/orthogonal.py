@@ -16,14 +16,13 @@ from ..ops.modes.composite import without_autocast
 from ..ops.orthogonal_maps import Reading
 from ..ops.polar_factor import Polar, PolarAccess
 from ..ops.recomputation import Checkpoints
-from ..torch_internals import functorch
 from ..torch_internals.storage import memory_of, version
-from .base import Originals, Parametrization
+from .base import Originals
+from .determined import Determined
 from .options import OrthogonalKeywords, OrthogonalOptions, check_dim
-from .prepared import PreparedWeight
 
 
-class OrthogonalParametrization(Parametrization):
+class OrthogonalParametrization(Determined):
     """A map to orthonormal matrices, for ``torch.nn.utils.parametrize.register_parametrization``.
 
     Holds ``base``, as torch's does, where ``use_trivialization`` and the map ask for it: square
@@ -66,20 +65,9 @@ class OrthogonalParametrization(Parametrization):
         """False, but of a map that nothing is known to be the inverse of."""
         return self.orthogonal_map in ("matrix_exp", "cayley") and "base" not in self._buffers
 
-    def forward(self, original: Tensor) -> Tensor:
-        """The weight, of the shape of ``original``."""
-        prepared = self.__dict__.get("prepared")  # past Module's attribute lookup
-        if prepared is not None:
-            if prepared.serves((original,), self):
-                return prepared.hand_over((original,), self)  # type: ignore[no-any-return]
-            if prepared.outlives_forward:
-                self.__dict__["prepared"] = None
-        weight = self._computed(original)
-        if not self.training:
-            self._keep((original,), weight)
-        return weight
-
-    def _computed(self, original: Tensor) -> Tensor:
+    def computed(self, *originals: Tensor) -> Tensor:
+        """The weight, of the shape of its original."""
+        (original,) = originals
         if not torch.compiler.is_compiling():
             self.__dict__["dtype"] = original.dtype  # past Module's way to set attributes
         if self.orthogonal_map == "newton_schulz" and 0 not in self.shape:
@@ -152,17 +140,7 @@ class OrthogonalParametrization(Parametrization):
     def settle(self, access: PolarAccess, output: Any, checkpoints: Checkpoints | None) -> None:
         """Keep the weight of an evaluation."""
         if not self.training:
-            self._keep((access.weight,), output[0])
-
-    def _keep(self, originals: Originals, weight: Tensor) -> None:
-        if self.options.cache_evaluation and self.outlive_forward(originals):
-            self.__dict__["prepared"] = PreparedWeight(originals, (weight,), self)
-
-    def hand_over(self, originals: Originals, output: Any) -> Tensor:
-        """The weight as it was computed ahead."""
-        if functorch.active():  # to which its graph is unknown
-            return self._computed(*originals)
-        return super().hand_over(originals, output)
+            self.keep((access.weight,), output[0])
 
     def state_now(self) -> tuple[object, ...]:
         """What tells the base from any other."""

@@ -12,13 +12,12 @@ from ..ops.dispatch import select
 from ..ops.recomputation import Checkpoints
 from ..ops.torch_row_scaling import norm_except, wide
 from ..ops.weight_norm import WeightNormAccess
-from ..torch_internals import functorch
-from .base import Originals, Parametrization
+from .base import Originals
+from .determined import Determined
 from .options import WeightNormKeywords, WeightNormOptions, check_dim
-from .prepared import PreparedWeight
 
 
-class WeightNormParametrization(Parametrization):
+class WeightNormParametrization(Determined):
     r"""``forward(g, v) = g v / |v|``, for ``torch.nn.utils.parametrize.register_parametrization``.
 
     g has the shape of the weight with every size but that of ``dim`` at 1, or () where one norm is
@@ -56,20 +55,12 @@ class WeightNormParametrization(Parametrization):
         dim: int | None = self.options.dim
         return None if dim == -1 else dim
 
-    def forward(self, g: Tensor, v: Tensor) -> Tensor:
+    def computed(self, *originals: Tensor) -> Tensor:
         """``g v / |v|``, of the shape and memory layout of ``v``."""
-        prepared = self.__dict__.get("prepared")  # past Module's attribute lookup
-        if prepared is not None:
-            if prepared.serves((g, v), self):
-                return prepared.hand_over((g, v), self)  # type: ignore[no-any-return]
-            if prepared.outlives_forward:
-                self.__dict__["prepared"] = None
+        g, v = originals
         options = self.options
         dtype = self.output_dtype(v) if options.autocast_output else v.dtype
-        weight = weight_norm.normalized(v, g, self._rows, dtype, options.backend)
-        if not self.training:
-            self._keep((g, v), weight)
-        return weight
+        return weight_norm.normalized(v, g, self._rows, dtype, options.backend)
 
     def right_inverse(self, value: Tensor) -> tuple[Tensor, Tensor]:
         """The g and v of a weight."""
@@ -97,17 +88,7 @@ class WeightNormParametrization(Parametrization):
     ) -> None:
         """Keep the weight of an evaluation."""
         if not self.training:
-            self._keep((access.g, access.weight), output[0])
-
-    def _keep(self, originals: Originals, weight: Tensor) -> None:
-        if self.options.cache_evaluation and self.outlive_forward(originals):
-            self.__dict__["prepared"] = PreparedWeight(originals, (weight,), self)
-
-    def hand_over(self, originals: Originals, output: Any) -> Tensor:
-        """The weight as it was computed ahead."""
-        if functorch.active():  # to which its graph is unknown
-            return weight_norm.normalize(self.access(originals, None))
-        return super().hand_over(originals, output)
+            self.keep((access.g, access.weight), output[0])
 
     def alias(self, suffix: str, originals: Originals) -> Tensor | None:
         """g and v."""
