@@ -8,10 +8,10 @@ from typing import TypeVar
 from torch import nn
 
 from ..modules.spectral_norm import SpectralNormWrapper
-from ..modules.whole_model import detach
 from ..parametrizations.options import check_flag, check_iterations
 from ..parametrizations.singular_vectors import WARM_UP_ITERATIONS
 from ..reports import normalized
+from .whole_models import remove_all
 
 M = TypeVar("M", bound=nn.Module)
 
@@ -137,14 +137,7 @@ def remove_spectral_norm(
     if not recursive:
         SpectralNormWrapper(module, name).remove(leave_parametrized=leave_parametrized)
         return module
-    wrappers = [wrapper for _, wrapper in normalized(module)]
-    if not wrappers:
-        raise ValueError(
-            f"no spectral norm of snorm_triton is registered in {type(module).__name__}"
-        )
-    for wrapper in wrappers:
-        wrapper.remove(leave_parametrized=leave_parametrized)
-    detach(module)
+    remove_all(module, SpectralNormWrapper, leave_parametrized)
     return module
 
 
