@@ -100,8 +100,7 @@ def constrained(model: nn.Module, *kinds: type[W]) -> Iterator[tuple[str, W]]:
     for prefix, module in list(model.named_modules()):
         for name in [*getattr(module, "parametrizations", ()), *module._parameters]:
             for kind in kinds:
-                make: Any = kind  # with its options at their defaults
-                wrapper: W = make(module, name)
+                wrapper = kind(module, name)
                 if wrapper.parametrizations or wrapper.is_deferred:
                     yield (f"{prefix}.{name}" if prefix else name), wrapper
 

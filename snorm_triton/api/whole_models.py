@@ -117,8 +117,7 @@ def apply(
     if foreach is not None and not isinstance(foreach, bool):
         raise ValueError(f"foreach must be True, False or None, got {foreach!r}")
     found = list(selection.parameters_of(model))
-    make: Any = wrapper
-    wrappers: list[Wrapper] = [make(module, name, **options) for _, module, name in found]
+    wrappers = [wrapper(module, name, **options) for _, module, name in found]
     for (path, _, _), each in zip(found, wrappers, strict=True):
         if each.name in each.module._buffers:
             raise ValueError(

@@ -4,15 +4,15 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import replace
-from typing import Any, ClassVar, Unpack
+from typing import Any, ClassVar
 
-from torch import Tensor, nn
+from torch import Tensor
 from torch.nn.utils.parametrize import is_parametrized
 
 from ..ops.dispatch import is_sharded
 from ..ops.polar_factor import Polar, PolarAccess, well_conditioned
 from ..parametrizations.base import Parametrization
-from ..parametrizations.options import OrthogonalKeywords, OrthogonalOptions
+from ..parametrizations.options import OrthogonalOptions
 from ..parametrizations.orthogonal import OrthogonalParametrization, read_as_matrices
 from .wrapper import Wrapper
 
@@ -35,17 +35,8 @@ class OrthogonalWrapper(Wrapper):
     kind: ClassVar[type[Parametrization]] = OrthogonalParametrization
     constraint = "orthogonal parametrization"
     function = "orthogonal"
+    options_type = OrthogonalOptions
     options: OrthogonalOptions
-
-    def __init__(
-        self,
-        module: nn.Module,
-        name: str = "weight",
-        *,
-        init_on_first_forward: bool = True,
-        **options: Unpack[OrthogonalKeywords],
-    ) -> None:
-        super().__init__(module, name, OrthogonalOptions.of(options), init_on_first_forward)
 
     def check_original(self, tensor: Tensor) -> None:
         if is_sharded(tensor):

@@ -53,6 +53,7 @@ class SpectralNormWrapper(Wrapper):
     kind: ClassVar[type[Parametrization]] = SpectralNormParametrization
     constraint = "spectral norm"
     function = "spectral_norm"
+    options_type = SpectralNormOptions
     options: SpectralNormOptions
 
     def __init__(
@@ -63,7 +64,7 @@ class SpectralNormWrapper(Wrapper):
         init_on_first_forward: bool = True,
         **options: Unpack[Options],
     ) -> None:
-        super().__init__(module, name, SpectralNormOptions.of(options), init_on_first_forward)
+        super().__init__(module, name, init_on_first_forward=init_on_first_forward, **options)
 
     @property
     def sigma(self) -> Tensor:

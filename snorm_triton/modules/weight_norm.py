@@ -4,14 +4,14 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import replace
-from typing import Any, ClassVar, Unpack
+from typing import Any, ClassVar
 
-from torch import Tensor, nn
+from torch import Tensor
 from torch.nn.utils.parametrize import is_parametrized
 
 from ..ops.dispatch import select
 from ..parametrizations.base import Parametrization
-from ..parametrizations.options import WeightNormKeywords, WeightNormOptions, check_dim
+from ..parametrizations.options import WeightNormOptions, check_dim
 from ..parametrizations.weight_norm import WeightNormParametrization
 from .access import originals_of
 from .refusals import check_unsharded
@@ -36,17 +36,8 @@ class WeightNormWrapper(Wrapper):
     kind: ClassVar[type[Parametrization]] = WeightNormParametrization
     constraint = "weight norm"
     function = "weight_norm"
+    options_type = WeightNormOptions
     options: WeightNormOptions
-
-    def __init__(
-        self,
-        module: nn.Module,
-        name: str = "weight",
-        *,
-        init_on_first_forward: bool = True,
-        **options: Unpack[WeightNormKeywords],
-    ) -> None:
-        super().__init__(module, name, WeightNormOptions.of(options), init_on_first_forward)
 
     @property
     def original(self) -> Tensor:

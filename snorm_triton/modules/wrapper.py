@@ -40,10 +40,16 @@ class Wrapper:
     kind: ClassVar[type[Parametrization]]
     constraint: ClassVar[str]  # what it is called
     function: ClassVar[str]  # what registers it
-    options: ConstraintOptions
+    options_type: ClassVar[type[ConstraintOptions]]
+    options: Any  # of that type
 
     def __init__(
-        self, module: nn.Module, name: str, options: ConstraintOptions, init_on_first_forward: bool
+        self,
+        module: nn.Module,
+        name: str = "weight",
+        *,
+        init_on_first_forward: bool = True,
+        **options: Any,
     ) -> None:
         if not isinstance(module, nn.Module):
             raise TypeError(f"module must be a torch.nn.Module, got {_describe(module)}")
@@ -52,7 +58,7 @@ class Wrapper:
         self.module = module
         self.name = name
         self.init_on_first_forward = init_on_first_forward
-        self.options = options
+        self.options = self.options_type.of(options)
 
     def check_original(self, tensor: Tensor) -> None:
         """Raise what is wrong with the constraint on ``tensor``."""
