@@ -5,7 +5,8 @@ from __future__ import annotations
 import triton
 import triton.language as tl
 
-from .indexing import divisor_of, multiple, reciprocal, reciprocal_at_least, square_root
+from .factor import load_factor
+from .indexing import multiple, reciprocal_at_least, square_root
 from .power_step import row_products
 
 
@@ -52,6 +53,7 @@ def finish_estimate(
     u_ptr,  # [M]
     v_ptr,  # [N]
     parts_ptr,  # [3, programs]
+    scale_ptr,  # [1], or None
     out_ptr,  # [numel], out
     unit_u_ptr,  # [M], out
     unit_v_ptr,  # [N], out
@@ -62,6 +64,8 @@ def finish_estimate(
     N,
     eps,
     FACTOR: tl.constexpr,  # divides numel
+    BOUND: tl.constexpr,
+    SCALE: tl.constexpr,
     BLOCK: tl.constexpr,
     VECTOR_BLOCK: tl.constexpr,
 ):
@@ -72,7 +76,7 @@ def finish_estimate(
     offset = block.to(tl.int64) * BLOCK + tl.arange(0, BLOCK)
     w = tl.load(weight_ptr + offset, mask=offset < numel, eviction_policy="evict_first")
     sigma, u_factor, v_factor = estimated(parts_ptr, programs, eps, VECTOR_BLOCK)
-    scaled = w.to(sigma.dtype) * reciprocal(divisor_of(sigma))
+    scaled = w.to(sigma.dtype) * load_factor(sigma, scale_ptr, BOUND, SCALE)
     tl.store(out_ptr + offset, scaled.to(out_ptr.dtype.element_ty), mask=offset < numel)
     if block == 0:
         tl.store(sigma_ptr, sigma)

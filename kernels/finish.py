@@ -5,8 +5,8 @@ from __future__ import annotations
 import triton
 import triton.language as tl
 
+from .factor import load_factor
 from .indexing import (
-    divisor_of,
     logical_column,
     multiple,
     power_of_two,
@@ -52,6 +52,7 @@ def finish_iteration(
     live_u_ptr,  # [M], out too; may be u
     live_v_ptr,  # [N], out too; may be v
     live_sigma_ptr,  # [], out too
+    scale_ptr,  # [1], or None
     weight_ptr,  # [numel], in memory order
     out_ptr,  # [numel], out where RESCALES
     programs,
@@ -62,6 +63,8 @@ def finish_iteration(
     FACTOR: tl.constexpr,  # divides numel
     K: tl.constexpr,
     RESCALES: tl.constexpr,
+    BOUND: tl.constexpr,
+    SCALE: tl.constexpr,
     BLOCK: tl.constexpr,
     VECTOR_BLOCK: tl.constexpr,
     SHARE_COLUMNS: tl.constexpr,
@@ -75,7 +78,7 @@ def finish_iteration(
         w = tl.load(weight_ptr + offset, mask=offset < numel, eviction_policy="evict_first")
     sigma, t_factor, s_factor = norms(scratch_ptr, programs, M, N, VECTOR_BLOCK, SHARE_COLUMNS)
     if RESCALES:
-        scaled = w.to(sigma.dtype) * reciprocal(divisor_of(sigma))
+        scaled = w.to(sigma.dtype) * load_factor(sigma, scale_ptr, BOUND, SCALE)
         tl.store(out_ptr + offset, scaled.to(out_ptr.dtype.element_ty), mask=offset < numel)
     if block == 0:
         tl.store(new_sigma_ptr, sigma)

@@ -5,12 +5,14 @@ from __future__ import annotations
 import triton
 import triton.language as tl
 
+from .factor import load_factor
 from .finish import norms, reduce_columns, store_vectors
 from .indexing import multiple
 from .power_step import row_block_products
-from .rescale import divide_block
+from .rescale import scale_block
 from .table import (
     FIRST,
+    LEARNED,
     M_SIZE,
     N_SIZE,
     NEW_SIGMA,
@@ -104,6 +106,9 @@ def foreach_finish(
     RESCALES: tl.constexpr,
     LIVE: tl.constexpr,
     PERMUTES: tl.constexpr,
+    BOUND: tl.constexpr,
+    SCALE: tl.constexpr,
+    LEARNS: tl.constexpr,
     R: tl.constexpr,
     BLOCK: tl.constexpr,
     VECTOR_BLOCK: tl.constexpr,
@@ -116,7 +121,8 @@ def foreach_finish(
     scratch = scratch_ptr + entry(table_ptr, SCRATCH, layer, LAYERS)
     sigma, t_factor, s_factor = norms(scratch, programs, M, N, VECTOR_BLOCK, SHARE_COLUMNS)
     if RESCALES:
-        divide_layer(table_ptr, out_ptr, layer, block, sigma, WEIGHT_TYPE, LAYERS, BLOCK)
+        factor = layer_factor(table_ptr, layer, sigma, WEIGHT_TYPE, LAYERS, BOUND, SCALE, LEARNS)
+        scale_layer(table_ptr, out_ptr, layer, block, factor, WEIGHT_TYPE, LAYERS, BLOCK)
     store_iteration(
         table_ptr,
         state_ptr,
@@ -137,26 +143,45 @@ def foreach_finish(
 
 
 @triton.jit
-def divide_layer(
+def layer_factor(
+    table_ptr,
+    layer,
+    sigma,
+    WEIGHT_TYPE: tl.constexpr,
+    LAYERS: tl.constexpr,
+    BOUND: tl.constexpr,
+    SCALE: tl.constexpr,
+    LEARNS: tl.constexpr,
+):
+    """What the layer's weight is multiplied by; its learned scale is of the weight's dtype."""
+    if LEARNS:
+        scale = entry(table_ptr, LEARNED, layer, LAYERS).to(tl.pointer_type(WEIGHT_TYPE))
+        return load_factor(sigma, scale, BOUND, SCALE)
+    else:
+        return load_factor(sigma, None, BOUND, SCALE)
+
+
+@triton.jit
+def scale_layer(
     table_ptr,
     out_ptr,
     layer,
     block,
-    sigma,
+    factor,
     WEIGHT_TYPE: tl.constexpr,
     LAYERS: tl.constexpr,
     BLOCK: tl.constexpr,
 ):
-    """The ``block``-th part of the layer's W / sigma."""
+    """The ``block``-th part of the layer's weight * factor."""
     M, N = size(table_ptr, M_SIZE, layer, LAYERS), size(table_ptr, N_SIZE, layer, LAYERS)
     numel = M.to(tl.int64) * N
     weight = entry(table_ptr, WEIGHT, layer, LAYERS).to(tl.pointer_type(WEIGHT_TYPE))
     weight = tl.multiple_of(weight, 16)
     out = tl.multiple_of(out_ptr + entry(table_ptr, OUT, layer, LAYERS), 16)
     whole = multiple(numel, WIDE)
-    divide_block(weight, sigma, out, block, whole, BLOCK)
+    scale_block(weight, factor, out, block, whole, BLOCK)
     if block == 0:
-        divide_block(weight + whole, sigma, out + whole, block, numel - whole, WIDE)
+        scale_block(weight + whole, factor, out + whole, block, numel - whole, WIDE)
 
 
 @triton.jit

@@ -5,13 +5,16 @@ from __future__ import annotations
 import triton
 import triton.language as tl
 
+from .factor import load_factors
 from .indexing import multiple
-from .rescale_backward import dot_share, factors, grad_block
+from .rescale_backward import dot_share, grad_block
 from .table import (
     FIRST,
     GRAD,
+    LEARNED,
     M_SIZE,
     N_SIZE,
+    NEW_SIGMA,
     OUT,
     Q_SIZE,
     SIGMA,
@@ -60,6 +63,9 @@ def foreach_grad_apply(
     WEIGHT_TYPE: tl.constexpr,
     LAYERS: tl.constexpr,
     PERMUTES: tl.constexpr,
+    BOUND: tl.constexpr,
+    SCALE: tl.constexpr,
+    LEARNS: tl.constexpr,
     PROGRAMS: tl.constexpr,
     DOT_BLOCK: tl.constexpr,
     R: tl.constexpr,
@@ -75,7 +81,15 @@ def foreach_grad_apply(
         partial_ptr + layer * PROGRAMS + i, mask=i < tl.cdiv(numel, DOT_BLOCK), other=0.0
     )
     sigma = entry(table_ptr, SIGMA, layer, LAYERS).to(tl.pointer_type(acc))
-    inverse, coefficient = factors(tl.sum(share, axis=0), sigma)
+    inner = tl.sum(share, axis=0)
+    if LEARNS:
+        scale = entry(table_ptr, LEARNED, layer, LAYERS).to(tl.pointer_type(WEIGHT_TYPE))
+        factor, coefficient, grad_scale = load_factors(inner, sigma, scale, BOUND, SCALE)
+        if block == 0:
+            into = entry(table_ptr, NEW_SIGMA, layer, LAYERS).to(tl.pointer_type(WEIGHT_TYPE))
+            tl.store(into, grad_scale.to(WEIGHT_TYPE))
+    else:
+        factor, coefficient, _ = load_factors(inner, sigma, None, BOUND, SCALE)
     grad = entry(table_ptr, GRAD, layer, LAYERS).to(tl.pointer_type(GRAD_TYPE))
     u = entry(table_ptr, U, layer, LAYERS).to(tl.pointer_type(acc))
     v = entry(table_ptr, V, layer, LAYERS).to(tl.pointer_type(acc))
@@ -85,10 +99,10 @@ def foreach_grad_apply(
     C, K = column_order(table_ptr, layer, LAYERS, PERMUTES)
     P = N // Q
     if Q % WIDE != 0:
-        grad_block(grad, u, v, out, inverse, coefficient, block, P, M * Q, C, Q, K, False, 1, BLOCK)
+        grad_block(grad, u, v, out, factor, coefficient, block, P, M * Q, C, Q, K, False, 1, BLOCK)
     elif Q == N:
         N = multiple(N, WIDE)
-        grad_block(grad, u, v, out, inverse, coefficient, block, M, N, C, N, K, True, R, BLOCK // R)
+        grad_block(grad, u, v, out, factor, coefficient, block, M, N, C, N, K, True, R, BLOCK // R)
     else:
         Q = multiple(Q, WIDE)
-        grad_block(grad, u, v, out, inverse, coefficient, block, P, M * Q, C, Q, K, False, 1, BLOCK)
+        grad_block(grad, u, v, out, factor, coefficient, block, P, M * Q, C, Q, K, False, 1, BLOCK)

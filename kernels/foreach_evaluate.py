@@ -6,7 +6,7 @@ import triton
 import triton.language as tl
 
 from .estimate import estimated, store_estimate_parts, store_scaled
-from .foreach import divide_layer
+from .foreach import layer_factor, scale_layer
 from .indexing import multiple
 from .table import (
     FIRST,
@@ -76,6 +76,9 @@ def foreach_finish_estimate(
     eps,
     WEIGHT_TYPE: tl.constexpr,
     LAYERS: tl.constexpr,
+    BOUND: tl.constexpr,
+    SCALE: tl.constexpr,
+    LEARNS: tl.constexpr,
     R: tl.constexpr,
     BLOCK: tl.constexpr,
     VECTOR_BLOCK: tl.constexpr,
@@ -85,7 +88,8 @@ def foreach_finish_estimate(
     parts = scratch_ptr + entry(table_ptr, SCRATCH, layer, LAYERS)
     programs = tl.cdiv(size(table_ptr, M_SIZE, layer, LAYERS), R)
     sigma, u_factor, v_factor = estimated(parts, programs, eps, VECTOR_BLOCK)
-    divide_layer(table_ptr, out_ptr, layer, block, sigma, WEIGHT_TYPE, LAYERS, BLOCK)
+    factor = layer_factor(table_ptr, layer, sigma, WEIGHT_TYPE, LAYERS, BOUND, SCALE, LEARNS)
+    scale_layer(table_ptr, out_ptr, layer, block, factor, WEIGHT_TYPE, LAYERS, BLOCK)
     store_state(
         table_ptr,
         state_ptr,
@@ -107,6 +111,9 @@ def foreach_divide_and_copy_state(
     state_ptr,  # each sigma, u and v, out
     WEIGHT_TYPE: tl.constexpr,
     LAYERS: tl.constexpr,
+    BOUND: tl.constexpr,
+    SCALE: tl.constexpr,
+    LEARNS: tl.constexpr,
     BLOCK: tl.constexpr,
     VECTOR_BLOCK: tl.constexpr,
 ):
@@ -114,7 +121,8 @@ def foreach_divide_and_copy_state(
     layer, block = layer_of(table_ptr, FIRST + 2, LAYERS)
     acc = state_ptr.dtype.element_ty
     sigma = tl.load(entry(table_ptr, SIGMA, layer, LAYERS).to(tl.pointer_type(acc)))
-    divide_layer(table_ptr, out_ptr, layer, block, sigma, WEIGHT_TYPE, LAYERS, BLOCK)
+    factor = layer_factor(table_ptr, layer, sigma, WEIGHT_TYPE, LAYERS, BOUND, SCALE, LEARNS)
+    scale_layer(table_ptr, out_ptr, layer, block, factor, WEIGHT_TYPE, LAYERS, BLOCK)
     store_state(table_ptr, state_ptr, layer, block, sigma, 1.0, 1.0, LAYERS, BLOCK, VECTOR_BLOCK)
 
 

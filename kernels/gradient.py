@@ -7,7 +7,9 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from ..ops.calls import Gradients
 from ..ops.matrix_view import MatrixView
+from ..ops.rescaling import PLAIN, Rescaling
 from . import launch
 from .config import DOT_BLOCK, DOT_PROGRAMS, apply_tile, ceil_div, hidden_factor, small_tile, warps
 from .rescale_backward import grad_apply, grad_dot
@@ -15,17 +17,26 @@ from .small import rescale_backward_small
 
 
 def rescale_backward(
-    grad: Tensor, weight: Tensor, view: MatrixView, u: Tensor, v: Tensor, sigma: Tensor
-) -> Tensor:
+    grad: Tensor,
+    weight: Tensor,
+    view: MatrixView,
+    u: Tensor,
+    v: Tensor,
+    sigma: Tensor,
+    rescaling: Rescaling = PLAIN,
+) -> Gradients:
     """As :class:`snorm_triton.ops.backend.Backend` says, of one weight."""
-    out = torch.empty_like(weight)
+    out, learned = torch.empty_like(weight), rescaling.learned
+    grad_scale = None if learned is None else torch.empty_like(learned)
     inputs: dict[str, Any] = {
         "grad_ptr": grad,
         "u_ptr": u,
         "v_ptr": v,
         "sigma_ptr": sigma,
         "out_ptr": out,
+        "grad_scale_ptr": grad_scale,
         "C": view.C,
+        **launch.factor_of(rescaling),
     }
     with launch.on_device_of(weight):
         small = small_tile(view.M, view.N, u.element_size(), launch.warp_size(u.device))
@@ -45,7 +56,7 @@ def rescale_backward(
                 num_warps=small.num_warps,
                 **launch.ROUNDING,
             )
-    return out
+    return Gradients(out, grad_scale)
 
 
 def _in_two_launches(weight: Tensor, view: MatrixView, u: Tensor, inputs: dict[str, Any]) -> None:

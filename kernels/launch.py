@@ -11,6 +11,7 @@ import triton.language as tl
 from torch import Tensor
 
 from ..ops.matrix_view import MatrixView
+from ..ops.rescaling import Rescaling
 from ..ops.streams import is_capturing as is_capturing
 from .config import hidden_factor
 
@@ -56,6 +57,11 @@ def layout_of(view: MatrixView, columns: int) -> dict[str, int | bool]:
     plain = view.P == 1
     factor = hidden_factor(columns)
     return {"FACTOR": factor, "Q": 0 if plain else view.Q, "K": view.K, "PLAIN": plain}
+
+
+def factor_of(rescaling: Rescaling) -> dict[str, Any]:
+    """What kernels are told of what becomes of a weight once its sigma is known."""
+    return {"scale_ptr": rescaling.learned, "BOUND": rescaling.bound, "SCALE": rescaling.scale}
 
 
 def rows_of(view: MatrixView) -> dict[str, Any]:

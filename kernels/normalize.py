@@ -9,6 +9,7 @@ from torch import Tensor
 
 from ..ops.calls import Evaluate, Iterate, Normalized, Replay, State, Step
 from ..ops.matrix_view import MatrixView
+from ..ops.rescaling import PLAIN, Rescaling
 from . import launch
 from .config import (
     SHARE_COLUMNS,
@@ -32,11 +33,17 @@ from .small import normalize_small
 
 
 def normalize(
-    weight: Tensor, view: MatrixView, u: Tensor, v: Tensor, step: Step, dtype: torch.dtype
+    weight: Tensor,
+    view: MatrixView,
+    u: Tensor,
+    v: Tensor,
+    step: Step,
+    dtype: torch.dtype,
+    rescaling: Rescaling = PLAIN,
 ) -> Normalized:
     """W / sigma of one weight, as :class:`snorm_triton.ops.backend.Backend` says."""
     if isinstance(step, Replay):
-        return replay(weight, view, State(u, v, step.sigma), dtype)
+        return replay(weight, view, State(u, v, step.sigma), dtype, rescaling)
     out = torch.empty_like(weight, dtype=dtype)
     fresh = State(torch.empty_like(u), torch.empty_like(v), u.new_empty(()))
     live = step.live if isinstance(step, Iterate) else None
@@ -54,6 +61,7 @@ def normalize(
         "M": view.M,
         "N": view.N,
         "C": view.C,
+        **launch.factor_of(rescaling),
     }
     with launch.on_device_of(weight):
         tile = small_tile(view.M, view.N, u.element_size(), launch.warp_size(u.device))
@@ -62,7 +70,7 @@ def normalize(
         elif isinstance(step, Iterate):
             _iterate(view, u, v, step.n, arguments)
         else:
-            _estimate(weight, view, u, v, step.eps, out, fresh)
+            _estimate(weight, view, u, v, step.eps, rescaling, out, fresh)
     return Normalized(out, *fresh, is_written=live is not None)
 
 
@@ -98,6 +106,7 @@ def _estimate(
     u: Tensor,
     v: Tensor,
     eps: float,
+    rescaling: Rescaling,
     out: Tensor,
     fresh: State,
 ) -> None:
@@ -139,6 +148,7 @@ def _estimate(
         M=M,
         N=N,
         eps=eps,
+        **launch.factor_of(rescaling),
         FACTOR=hidden_factor(numel),
         BLOCK=block,
         VECTOR_BLOCK=VECTOR_BLOCK,

@@ -25,6 +25,7 @@ class Layer(NamedTuple):
     u: int
     v: int
     sigma: int
+    learned: int  # scale, 0 where there is none
     view: MatrixView
 
 
@@ -129,7 +130,10 @@ def table_of(
     rows = foreach_tile(state_bytes, 32).R
     columns = [
         Column(
-            *layer[:-1],
+            layer.weight,
+            layer.u,
+            layer.v,
+            layer.sigma,
             out=place.out,
             grad=0,
             new_u=place.u,
@@ -138,6 +142,7 @@ def table_of(
             shares=place.shares,
             scratch=place.scratch,
             **sizes_of(layer.view),
+            learned=layer.learned,
             programs=(
                 ceil_div(layer.view.M, rows),
                 ceil_div(layer.view.N, SHARE_COLUMNS),

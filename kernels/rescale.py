@@ -9,10 +9,12 @@ from torch import Tensor
 
 from ..ops.calls import Normalized, State
 from ..ops.matrix_view import MatrixView
+from ..ops.rescaling import Rescaling
 from . import launch
 from .config import ELEMENTWISE_BLOCK, VECTOR_BLOCK, ceil_div, hidden_factor
 from .estimate import store_scaled
-from .indexing import divisor_of, multiple, reciprocal
+from .factor import load_factor
+from .indexing import multiple
 
 
 @triton.jit
@@ -21,6 +23,7 @@ def divide_and_copy_state(
     u_ptr,  # [M]
     v_ptr,  # [N]
     sigma_ptr,  # []
+    scale_ptr,  # [1], or None
     out_ptr,  # [numel], out
     new_u_ptr,  # [M], out
     new_v_ptr,  # [N], out
@@ -29,13 +32,16 @@ def divide_and_copy_state(
     M,
     N,
     FACTOR: tl.constexpr,  # divides numel
+    BOUND: tl.constexpr,
+    SCALE: tl.constexpr,
     BLOCK: tl.constexpr,
     VECTOR_BLOCK: tl.constexpr,
 ):
     """weight / sigma, and copies of u, v and sigma."""
     block, blocks = tl.program_id(0), tl.num_programs(0)
     sigma = tl.load(sigma_ptr)
-    divide_block(weight_ptr, sigma, out_ptr, block, multiple(numel, FACTOR), BLOCK)
+    factor = load_factor(sigma, scale_ptr, BOUND, SCALE)
+    scale_block(weight_ptr, factor, out_ptr, block, multiple(numel, FACTOR), BLOCK)
     if block == 0:
         tl.store(new_sigma_ptr, sigma)
     store_scaled(new_u_ptr, u_ptr, 1.0, block, blocks, M, VECTOR_BLOCK)
@@ -43,16 +49,17 @@ def divide_and_copy_state(
 
 
 @triton.jit
-def divide_block(weight_ptr, sigma, out_ptr, block, numel, BLOCK: tl.constexpr):
-    """One block of weight / sigma. The last use of the weight."""
-    inverse = reciprocal(divisor_of(sigma))
+def scale_block(weight_ptr, factor, out_ptr, block, numel, BLOCK: tl.constexpr):
+    """One block of weight * factor. The last use of the weight."""
     offset = block.to(tl.int64) * BLOCK + tl.arange(0, BLOCK)
     w = tl.load(weight_ptr + offset, mask=offset < numel, eviction_policy="evict_first")
-    scaled = w.to(sigma.dtype) * inverse
+    scaled = w.to(factor.dtype) * factor
     tl.store(out_ptr + offset, scaled.to(out_ptr.dtype.element_ty), mask=offset < numel)
 
 
-def replay(weight: Tensor, view: MatrixView, state: State, dtype: torch.dtype) -> Normalized:
+def replay(
+    weight: Tensor, view: MatrixView, state: State, dtype: torch.dtype, rescaling: Rescaling
+) -> Normalized:
     """W / sigma, and copies of u, v and sigma, which a later iteration may overwrite."""
     out = torch.empty_like(weight, dtype=dtype)
     u, v, sigma = state
@@ -75,6 +82,7 @@ def replay(weight: Tensor, view: MatrixView, state: State, dtype: torch.dtype) -
             FACTOR=hidden_factor(weight.numel()),
             BLOCK=ELEMENTWISE_BLOCK,
             VECTOR_BLOCK=VECTOR_BLOCK,
+            **launch.factor_of(rescaling),
             **launch.ROUNDING,
         )
     return Normalized(out, new_u, new_v, new_sigma)

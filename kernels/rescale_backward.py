@@ -5,7 +5,8 @@ from __future__ import annotations
 import triton
 import triton.language as tl
 
-from .indexing import divisor_of, logical_column, multiple, reciprocal
+from .factor import load_factors
+from .indexing import logical_column, multiple
 
 
 @triton.jit
@@ -37,7 +38,9 @@ def grad_apply(
     u_ptr,  # [M]
     v_ptr,  # [N], logical
     sigma_ptr,  # []
+    scale_ptr,  # [1], or None
     out_ptr,  # [rows, columns], out
+    grad_scale_ptr,  # [1], out, or None
     programs,
     rows,
     columns,
@@ -46,6 +49,8 @@ def grad_apply(
     Q: tl.constexpr,
     K: tl.constexpr,
     PLAIN: tl.constexpr,
+    BOUND: tl.constexpr,
+    SCALE: tl.constexpr,
     PROGRAMS: tl.constexpr,
     R: tl.constexpr,
     BLOCK_N: tl.constexpr,
@@ -53,15 +58,17 @@ def grad_apply(
     """(grad - <grad, W> / sigma u v^T) / sigma, in two dimensions of memory."""
     i = tl.arange(0, PROGRAMS)
     inner = tl.sum(tl.load(partial_ptr + i, mask=i < programs, other=0.0), axis=0)
-    inverse, coefficient = factors(inner, sigma_ptr)
+    factor, coefficient, grad_scale = load_factors(inner, sigma_ptr, scale_ptr, BOUND, SCALE)
     # Backwards: grad_dot read these blocks last, so they are the likeliest in cache.
     block = tl.num_programs(0) - 1 - tl.program_id(0)
+    if grad_scale_ptr is not None and block == 0:
+        tl.store(grad_scale_ptr, grad_scale.to(grad_scale_ptr.dtype.element_ty))
     grad_block(
         grad_ptr,
         u_ptr,
         v_ptr,
         out_ptr,
-        inverse,
+        factor,
         coefficient,
         block,
         rows,
@@ -88,22 +95,12 @@ def dot_share(grad_ptr, weight_ptr, first, step, numel, acc: tl.constexpr, BLOCK
 
 
 @triton.jit
-def factors(inner, sigma_ptr):
-    """What grad - coefficient u v^T is multiplied by, and the coefficient; inner = <grad, W>."""
-    estimate = tl.load(sigma_ptr)
-    sigma = divisor_of(estimate)
-    inverse = reciprocal(sigma)
-    # A weight whose sigma is zero was divided by 1, whatever it is.
-    return inverse, tl.where(sigma == estimate, inner * inverse, 0.0)
-
-
-@triton.jit
 def grad_block(
     grad_ptr,
     u_ptr,
     v_ptr,
     out_ptr,
-    inverse,
+    factor,
     coefficient,
     block,
     rows,
@@ -115,7 +112,7 @@ def grad_block(
     R: tl.constexpr,
     BLOCK_N: tl.constexpr,
 ):
-    """(grad - coefficient u v^T) * inverse of one block; memory is (M, N) where PLAIN, or (P, M Q).
+    """(grad - coefficient u v^T) * factor of one block; memory is (M, N) where PLAIN, or (P, M Q).
 
     The last use of grad.
     """
@@ -132,5 +129,5 @@ def grad_block(
         u = tl.load(u_ptr + column // Q, mask=column < columns, other=0.0)[None, :]
         n = row[:, None] * Q + (column % Q)[None, :]
         v = tl.load(v_ptr + logical_column(n, C, K), mask=inside, other=0.0)
-    grad_weight = (g.to(inverse.dtype) - coefficient * u * v) * inverse
+    grad_weight = (g.to(factor.dtype) - coefficient * u * v) * factor
     tl.store(out_ptr + offset, grad_weight.to(out_ptr.dtype.element_ty), mask=inside)

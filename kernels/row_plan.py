@@ -87,5 +87,6 @@ def column_of(view: MatrixView, norms_bytes: int) -> Column:
         shares=0,
         scratch=0,
         **sizes_of(view),
+        learned=0,
         programs=(ceil_div(view.M, tile_rows(view, norms_bytes)), 0, 0),
     )

@@ -5,8 +5,8 @@ from __future__ import annotations
 import triton
 import triton.language as tl
 
+from .factor import load_factor, load_factors
 from .indexing import (
-    divisor_of,
     logical_column,
     multiple,
     power_of_two,
@@ -17,7 +17,6 @@ from .indexing import (
     weight_offset,
 )
 from .power_step import or_start
-from .rescale_backward import factors
 
 
 @triton.jit
@@ -32,6 +31,7 @@ def normalize_small(
     live_u_ptr,  # [M], out too, where ITERATES; may be u
     live_v_ptr,  # [N], out too, where ITERATES; may be v
     live_sigma_ptr,  # [], out too
+    scale_ptr,  # [1], or None
     n_power_iterations,
     eps,
     M,
@@ -42,6 +42,8 @@ def normalize_small(
     K: tl.constexpr,
     PLAIN: tl.constexpr,
     ITERATES: tl.constexpr,
+    BOUND: tl.constexpr,
+    SCALE: tl.constexpr,
     BLOCK_M: tl.constexpr,
     BLOCK_N: tl.constexpr,
 ):
@@ -74,7 +76,7 @@ def normalize_small(
     tl.store(new_v_ptr + column, v, mask=n < N)
     tl.store(new_sigma_ptr, sigma)
     tl.store(live_sigma_ptr, sigma)
-    scaled = w * reciprocal(divisor_of(sigma))
+    scaled = w * load_factor(sigma, scale_ptr, BOUND, SCALE)
     tl.store(out_ptr + offset, scaled.to(out_ptr.dtype.element_ty), mask=inside)
 
 
@@ -85,7 +87,9 @@ def rescale_backward_small(
     u_ptr,  # [M]
     v_ptr,  # [N], logical
     sigma_ptr,  # []
+    scale_ptr,  # [1], or None
     out_ptr,  # [P, M, Q], out
+    grad_scale_ptr,  # [1], out, or None
     M,
     N,
     C,
@@ -93,6 +97,8 @@ def rescale_backward_small(
     Q: tl.constexpr,
     K: tl.constexpr,
     PLAIN: tl.constexpr,
+    BOUND: tl.constexpr,
+    SCALE: tl.constexpr,
     BLOCK_M: tl.constexpr,
     BLOCK_N: tl.constexpr,
 ):
@@ -107,8 +113,10 @@ def rescale_backward_small(
     u = tl.load(u_ptr + m, mask=m < M, other=0.0)
     v = tl.load(v_ptr + logical_column(n, C, K), mask=n < N, other=0.0)
     inner = tl.sum(tl.sum(g * w, axis=1), axis=0)
-    inverse, coefficient = factors(inner, sigma_ptr)
-    grad_weight = (g - coefficient * u[:, None] * v[None, :]) * inverse
+    factor, coefficient, grad_scale = load_factors(inner, sigma_ptr, scale_ptr, BOUND, SCALE)
+    if grad_scale_ptr is not None:
+        tl.store(grad_scale_ptr, grad_scale.to(grad_scale_ptr.dtype.element_ty))
+    grad_weight = (g - coefficient * u[:, None] * v[None, :]) * factor
     tl.store(out_ptr + offset, grad_weight.to(out_ptr.dtype.element_ty), mask=inside)
 
 

@@ -25,7 +25,7 @@ OUT = tl.constexpr(4)  # place of the normalized weight; address of the gradient
 GRAD = tl.constexpr(5)  # address
 NEW_U = tl.constexpr(6)  # place
 NEW_V = tl.constexpr(7)  # place
-NEW_SIGMA = tl.constexpr(8)  # place
+NEW_SIGMA = tl.constexpr(8)  # place; address of the learned scale's gradient
 SHARES = tl.constexpr(9)  # place
 SCRATCH = tl.constexpr(10)  # place
 M_SIZE = tl.constexpr(11)
@@ -33,8 +33,9 @@ N_SIZE = tl.constexpr(12)
 Q_SIZE = tl.constexpr(13)
 K_SIZE = tl.constexpr(14)
 C_SIZE = tl.constexpr(15)
-FIRST = tl.constexpr(16)  # and the next two: the layer's first program in each launch
-FIELDS = 19
+LEARNED = tl.constexpr(16)  # address of the scale
+FIRST = tl.constexpr(17)  # and the next two: the layer's first program in each launch
+FIELDS = 20
 
 WIDE = tl.constexpr(8)  # elements of any dtype that fill 16 bytes
 NEVER = 2**62  # the first program of a column that is no layer
@@ -59,6 +60,7 @@ class Column(NamedTuple):
     Q: int
     K: int
     C: int
+    learned: int
     programs: tuple[int, int, int]
 
 

@@ -14,6 +14,7 @@ import triton.language as tl
 from torch import Tensor
 
 from ..ops.calls import Call, Evaluate, Iterate, Normalized, Replay
+from ..ops.rescaling import Rescaling
 from . import launch
 from .config import ELEMENTWISE_BLOCK, SHARE_COLUMNS, SHARE_ROWS, VECTOR_BLOCK, foreach_tile, warps
 from .foreach import foreach_finish, foreach_power, foreach_reduce
@@ -71,19 +72,35 @@ def fits_table(*tensors: Tensor) -> bool:
 
 
 def _kind(call: Call) -> Hashable:
-    weight, _, u, v, step, dtype = call
-    if not fits_table(weight):
+    weight, _, u, v, step, dtype, rescaling = call
+    if not fits_table(weight) or not learns_alike(weight, rescaling):
         return None
-    dtypes = weight.dtype, u.dtype, dtype
+    alike = weight.dtype, u.dtype, dtype, *numbers_of(rescaling).values()
     if isinstance(step, Replay):
-        return *dtypes, "replay"
+        return *alike, "replay"
     if isinstance(step, Evaluate):
-        return *dtypes, step.eps
+        return *alike, step.eps
     live = step.live
     # Buffers of another dtype than u and v, which are copies of them then, are not live.
     if live is not None and not (live[0] is u and live[1] is v and live[2].dtype == u.dtype):
         return None
-    return *dtypes, step.n, live is None
+    return *alike, step.n, live is None
+
+
+def learns_alike(weight: Tensor, rescaling: Rescaling) -> bool:
+    """Whether kernels find the learned scale, which they take to be of the weight's dtype."""
+    return rescaling.learned is None or rescaling.learned.dtype == weight.dtype
+
+
+def numbers_of(rescaling: Rescaling) -> dict[str, Any]:
+    """What is one for all weights of a launch."""
+    learns = rescaling.learned is not None
+    return {"BOUND": rescaling.bound, "SCALE": rescaling.scale, "LEARNS": learns}
+
+
+def learned_of(rescaling: Rescaling) -> int:
+    """The address of the learned scale."""
+    return 0 if rescaling.learned is None else rescaling.learned.data_ptr()
 
 
 class Memory(NamedTuple):
@@ -141,31 +158,39 @@ def part_of(memory: Tensor, place: int, shape: tuple[int, ...], stride: tuple[in
 
 def _normalize(calls: Sequence[Call], apart: bool) -> list[Normalized]:
     layers = tuple([_layer(call) for call in calls])
-    weight, _, _, _, step, dtype = calls[0]
+    weight, _, _, _, step, dtype, rescaling = calls[0]
     memory, normalized = _memory(layers, calls, dtype, apart)
+    numbers = numbers_of(rescaling)
     with launch.on_device_of(weight):
         if isinstance(step, Iterate):
-            _iterate(memory, step.n, weight.dtype, is_live=step.live is not None)
+            _iterate(memory, step.n, weight.dtype, numbers, is_live=step.live is not None)
         elif isinstance(step, Evaluate):
-            _estimate(memory, step.eps, weight.dtype)
+            _estimate(memory, step.eps, weight.dtype, numbers)
         else:
-            _replay(memory, weight.dtype)
+            _replay(memory, weight.dtype, numbers)
     if isinstance(step, Iterate) and step.live is not None:
         return [each._replace(is_written=True) for each in normalized]
     return normalized
 
 
 def _layer(call: Call) -> Layer:
-    weight, view, u, v, step, _ = call
+    weight, view, u, v, step, _, rescaling = call
     sigma = 0
     if isinstance(step, Replay):
         sigma = step.sigma.data_ptr()
     elif isinstance(step, Iterate) and step.live is not None:
         sigma = step.live[2].data_ptr()
-    return Layer(weight.data_ptr(), u.data_ptr(), v.data_ptr(), sigma, view)
+    addresses = weight.data_ptr(), u.data_ptr(), v.data_ptr(), sigma, learned_of(rescaling)
+    return Layer(*addresses, view)
 
 
-def _iterate(memory: Memory, n_power_iterations: int, dtype: torch.dtype, is_live: bool) -> None:
+def _iterate(
+    memory: Memory,
+    n_power_iterations: int,
+    dtype: torch.dtype,
+    numbers: dict[str, Any],
+    is_live: bool,
+) -> None:
     table, out, state, shares, scratch = memory
     lanes = launch.warp_size(out.device)
     tile = foreach_tile(state.element_size(), lanes)
@@ -207,13 +232,14 @@ def _iterate(memory: Memory, n_power_iterations: int, dtype: torch.dtype, is_liv
             GOES_ON=iteration > 0,
             RESCALES=iteration == n_power_iterations - 1,
             LIVE=is_live,
+            **numbers,
             BLOCK=ELEMENTWISE_BLOCK,
             VECTOR_BLOCK=VECTOR_BLOCK,
             SHARE_COLUMNS=SHARE_COLUMNS,
         )
 
 
-def _estimate(memory: Memory, eps: float, dtype: torch.dtype) -> None:
+def _estimate(memory: Memory, eps: float, dtype: torch.dtype, numbers: dict[str, Any]) -> None:
     table, out, state, _, scratch = memory
     tile = foreach_tile(state.element_size(), launch.warp_size(out.device))
     parts, _, finish = table.programs
@@ -241,11 +267,12 @@ def _estimate(memory: Memory, eps: float, dtype: torch.dtype) -> None:
         out_ptr=out,
         state_ptr=state,
         eps=eps,
+        **numbers,
         BLOCK=ELEMENTWISE_BLOCK,
     )
 
 
-def _replay(memory: Memory, dtype: torch.dtype) -> None:
+def _replay(memory: Memory, dtype: torch.dtype, numbers: dict[str, Any]) -> None:
     launch.run(
         foreach_divide_and_copy_state,
         memory.table.programs[2],
@@ -254,6 +281,7 @@ def _replay(memory: Memory, dtype: torch.dtype) -> None:
         state_ptr=memory.state,
         WEIGHT_TYPE=TYPES[dtype],
         LAYERS=memory.table.layers,
+        **numbers,
         BLOCK=ELEMENTWISE_BLOCK,
         VECTOR_BLOCK=VECTOR_BLOCK,
         **launch.ROUNDING,

@@ -6,31 +6,32 @@ from collections.abc import Hashable, Sequence
 from typing import Any
 
 import torch
-from torch import Tensor
 
-from ..ops.calls import GradientCall
+from ..ops.calls import GradientCall, Gradients
 from ..ops.matrix_view import MatrixView
 from . import launch
 from .config import DOT_BLOCK, DOT_PROGRAMS, ELEMENTWISE_BLOCK, FOREACH_ROWS, ceil_div
 from .foreach_backward import foreach_grad_apply, foreach_grad_dot
 from .gradient import rescale_backward as of_one_weight
 from .table import WIDE, Column, Table, sizes_of, upload
-from .together import TYPES, fits_table, grouped
+from .together import TYPES, fits_table, grouped, learned_of, learns_alike, numbers_of
 
 
-def rescale_backward(calls: Sequence[GradientCall]) -> list[Tensor]:
+def rescale_backward(calls: Sequence[GradientCall]) -> list[Gradients]:
     """As :class:`snorm_triton.ops.backend.Backend` says."""
     return grouped(calls, _kind, _rescale_backward, of_one_weight)
 
 
 def _kind(call: GradientCall) -> Hashable:
     grad, weight = call.grad, call.weight
-    return (grad.dtype, weight.dtype, call.u.dtype) if fits_table(grad, weight) else None
+    if not fits_table(grad, weight) or not learns_alike(weight, call.rescaling):
+        return None
+    return grad.dtype, weight.dtype, call.u.dtype, *numbers_of(call.rescaling).values()
 
 
-def _rescale_backward(calls: Sequence[GradientCall]) -> list[Tensor]:
-    outs = [torch.empty_like(weight) for _, weight, *_ in calls]
-    grad, weight, *_, sigma = calls[0]
+def _rescale_backward(calls: Sequence[GradientCall]) -> list[Gradients]:
+    outs = [_empty(call) for call in calls]
+    grad, weight, *_, sigma, rescaling = calls[0]
     table = _table(calls, outs)
     arguments: dict[str, Any] = {
         "table_ptr": table.fields,
@@ -49,6 +50,7 @@ def _rescale_backward(calls: Sequence[GradientCall]) -> list[Tensor]:
             table.programs[1],
             **arguments,
             PERMUTES=table.permutes,
+            **numbers_of(rescaling),
             DOT_BLOCK=DOT_BLOCK,
             R=FOREACH_ROWS,
             BLOCK=ELEMENTWISE_BLOCK,
@@ -56,27 +58,34 @@ def _rescale_backward(calls: Sequence[GradientCall]) -> list[Tensor]:
     return outs
 
 
-def _table(calls: Sequence[GradientCall], outs: Sequence[Tensor]) -> Table:
+def _empty(call: GradientCall) -> Gradients:
+    learned = call.rescaling.learned
+    of_scale = None if learned is None else torch.empty_like(learned)
+    return Gradients(torch.empty_like(call.weight), of_scale)
+
+
+def _table(calls: Sequence[GradientCall], outs: Sequence[Gradients]) -> Table:
     columns = []
-    for (grad, weight, view, u, v, sigma), out in zip(calls, outs, strict=True):
+    for (grad, weight, view, u, v, sigma, rescaling), out in zip(calls, outs, strict=True):
         blocks = min(ceil_div(weight.numel(), DOT_BLOCK), DOT_PROGRAMS)
         column = Column(
             weight=weight.data_ptr(),
             u=u.data_ptr(),
             v=v.data_ptr(),
             sigma=sigma.data_ptr(),
-            out=out.data_ptr(),
+            out=out.weight.data_ptr(),
             grad=grad.data_ptr(),
             new_u=0,
             new_v=0,
-            new_sigma=0,
+            new_sigma=0 if out.scale is None else out.scale.data_ptr(),
             shares=0,
             scratch=0,
             **sizes_of(view),
+            learned=learned_of(rescaling),
             programs=(blocks, _apply_tiles(view), 0),
         )
         columns.append(column)
-    return upload(columns, outs[0].device)
+    return upload(columns, calls[0].weight.device)
 
 
 def _apply_tiles(view: MatrixView) -> int:

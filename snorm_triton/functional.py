@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from math import prod
+from math import inf, prod
 from typing import NamedTuple
 
 import torch
@@ -12,6 +12,7 @@ from .ops import modes
 from .ops.autograd import differentiable_sigma
 from .ops.calls import Access, Evaluate, Iterate
 from .ops.dispatch import is_sharded
+from .ops.rescaling import PLAIN, Rescaling, rescaled
 
 __all__ = ["SpectralNormalized", "l2_normalize", "spectral_normalize"]
 
@@ -34,6 +35,8 @@ def spectral_normalize(
     n_power_iterations: int = 1,
     eps: float = 1e-12,
     dtype: torch.dtype | None = None,
+    bound: float | None = None,
+    scale: float | Tensor = 1.0,
     backend: str = "auto",
 ) -> SpectralNormalized:
     r"""Divide ``weight`` by its largest singular value, estimated by warm-started power iteration.
@@ -53,6 +56,9 @@ def spectral_normalize(
         n_power_iterations: iterations to run; 0 takes u and v as given, of whatever length.
         eps: lower bound of \|u\| and \|v\| in the division by them without iterations.
         dtype: that of ``weight_sn``, such as autocast's, in place of a cast; None is the weight's.
+        bound: divide only where sigma exceeds it, by sigma / bound; None divides by any sigma.
+        scale: what the result is multiplied by, a positive number or a real tensor of one element,
+            by which it is differentiable too.
         backend: ``"auto"``, ``"triton"`` or ``"torch"``, see :func:`snorm_triton.dispatch.select`.
 
     Returns:
@@ -81,6 +87,7 @@ def spectral_normalize(
         Iterate(n_power_iterations) if n_power_iterations else Evaluate(eps),
         dtype or weight.dtype,
         backend,
+        _rescaling(bound, scale),
     )
     weight_sn, taken_u, taken_v, sigma, _ = modes.current(weight).normalize(access)
     if weight_sn.requires_grad and not sigma.requires_grad:
@@ -91,7 +98,9 @@ def spectral_normalize(
     return SpectralNormalized(weight_sn, u, v, sigma)
 
 
-def l2_normalize(weight: Tensor, eps: float = 1e-12) -> tuple[Tensor, Tensor]:
+def l2_normalize(
+    weight: Tensor, eps: float = 1e-12, rescaling: Rescaling = PLAIN
+) -> tuple[Tensor, Tensor]:
     """A 1-D ``weight`` over its L2 norm (at least ``eps``), its spectral norm, and that norm.
 
     As in :func:`torch.nn.utils.parametrizations.spectral_norm`, but that a zero weight is divided
@@ -103,13 +112,29 @@ def l2_normalize(weight: Tensor, eps: float = 1e-12) -> tuple[Tensor, Tensor]:
         from .ops.modes.sharded import check
 
         check(weight)
-    is_zero = (weight == 0).all()
+    wide = weight.to(state_dtype(weight))
+    is_zero = (wide == 0).all()
     # Where the weight is zero its norm has no second derivative: none is taken there.
-    nonzero_weight = torch.where(is_zero, 1, weight)
+    nonzero_weight = torch.where(is_zero, 1, wide)
     largest = nonzero_weight.detach().abs().amax()  # a scale, so that no square leaves its range
     norm = torch.linalg.vector_norm(nonzero_weight / largest) * largest
-    divisor = torch.where(is_zero, 1, norm.clamp_min(eps))
-    return weight / divisor, torch.where(is_zero, 0, norm)
+    clamped = torch.where(is_zero, 0, norm.clamp_min(eps))
+    return rescaled(wide, clamped, rescaling).to(weight.dtype), torch.where(is_zero, 0, norm)
+
+
+def _rescaling(bound: float | None, scale: float | Tensor) -> Rescaling:
+    if bound is not None and not bound > 0:
+        raise ValueError(f"bound must be positive, got {bound!r}")
+    if not isinstance(scale, Tensor):
+        if not 0 < scale < inf:
+            raise ValueError(f"scale must be positive and finite, or a tensor, got {scale!r}")
+        return PLAIN if bound is None and scale == 1 else Rescaling(bound or 0.0, float(scale))
+    if scale.numel() != 1 or not scale.is_floating_point():
+        raise ValueError(
+            "scale must be a number or a real floating point tensor of one element, got "
+            f"{scale.dtype} of shape {tuple(scale.shape)}"
+        )
+    return Rescaling(bound or 0.0, learned=scale.reshape(1))
 
 
 def _check(

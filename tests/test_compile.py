@@ -210,7 +210,7 @@ def unit(size):
     return vector / vector.norm()
 
 
-def arguments(n_power_iterations=1, due=()):
+def arguments(n_power_iterations=1, due=(), learned=()):
     """Of the operator, for two weights of different layouts."""
     weights = [torch.randn(4, 3, 2, dtype=torch.float64), torch.randn(6, 5, dtype=torch.float64).mT]
     sigmas = [torch.ones((), dtype=torch.float64) for _ in range(2)]
@@ -218,12 +218,18 @@ def arguments(n_power_iterations=1, due=()):
     numbers = [1, 0], [n_power_iterations] * 2, [1e-12] * 2
     for weight in weights:
         weight.requires_grad_()
-    return weights, *state, *numbers, list(due), [True] * 2, torch.float64, "auto"
+    rescaling = [0.0, 0.5], [1.0, 1.0], list(learned)
+    return weights, *state, *numbers, list(due), [True] * 2, *rescaling, torch.float64, "auto"
 
 
 @pytest.mark.parametrize("n_power_iterations", [0, 1, 2])
 def test_the_operator_obeys_torchs_rules(n_power_iterations):
     opcheck(torch.ops.snorm_triton.normalize.default, arguments(n_power_iterations))
+
+
+def test_the_operator_of_learned_scales_obeys_torchs_rules():
+    learned = [torch.full((1,), 2.0, dtype=torch.float64, requires_grad=True) for _ in range(2)]
+    opcheck(torch.ops.snorm_triton.normalize.default, arguments(learned=learned))
 
 
 def test_the_operator_of_the_update_policy_obeys_torchs_rules():
@@ -235,7 +241,9 @@ def test_the_operator_of_the_gradient_obeys_torchs_rules():
     weights, us, vs, sigmas, dims, *_ = arguments()
     grads = [torch.randn_like(weight, requires_grad=True) for weight in weights]
     operator = torch.ops.snorm_triton.rescale_backward.default
-    opcheck(operator, (grads, weights, us, vs, sigmas, dims, "auto"))
+    learned = [torch.full((1,), 2.0, dtype=torch.float64, requires_grad=True) for _ in weights]
+    for rescaling in (([], dims, [0.0, 0.5], [1.0, 2.0]), (learned, dims, [0.0, 0.5], [1.0] * 2)):
+        opcheck(operator, (grads, weights, us, vs, sigmas, *rescaling, "auto"))
 
 
 def test_the_operator_of_the_buffers_obeys_torchs_rules():
@@ -251,11 +259,11 @@ def test_no_operator_waits_for_a_device(n_power_iterations, is_flagged):
         us, vs = [torch.randn(4, device=device)], [torch.randn(6, device=device)]
         sigmas = [torch.ones((), device=device)]
         due = [torch.ones((), device=device)] if is_flagged else []
-        numbers = [0], [n_power_iterations], [1e-12], due, [True], torch.float32, "torch"
-        outputs = operators._normalize(weights, us, vs, sigmas, *numbers)
+        numbers = [0], [n_power_iterations], [1e-12], due, [True], [0.5], [1.0], [], torch.float32
+        outputs = operators._normalize(weights, us, vs, sigmas, *numbers, "torch")
         assert [tensor.shape for (tensor,) in outputs] == [(4, 6), (4,), (6,), ()]
         grads = gradient_operator._rescale_backward(
-            [torch.randn_like(weights[0])], weights, us, vs, sigmas, [0], "torch"
+            [torch.randn_like(weights[0])], weights, us, vs, sigmas, [], [0], [0.5], [1.0], "torch"
         )
         assert grads[0].shape == (4, 6)
 
@@ -272,7 +280,7 @@ def test_on_a_device_the_flag_chooses_between_a_new_and_the_last_state(monkeypat
         assert torch.equal(chosen[0], new[0])
         assert torch.equal(chosen[1], old[1])
     assert torch.equal(weights_sn[0], expected[0][0])
-    assert torch.equal(weights_sn[1], weights[1] / sigmas[1])
+    torch.testing.assert_close(weights_sn[1], weights[1] / (sigmas[1] / 0.5).clamp_min(1))
 
 
 @pytest.mark.gpu

@@ -9,7 +9,8 @@ from torch import nn
 
 from ..modules.orthogonal import OrthogonalWrapper
 from ..ops.newton_schulz import N_ITERATIONS
-from ..parametrizations.options import OrthogonalKeywords, check_flag
+from ..parametrizations.checks import check_flag
+from ..parametrizations.options import OrthogonalKeywords
 from ..selection import ORTHOGONAL, ORTHOGONAL_BY_DIM
 from .whole_models import Types, apply, remove_all, selection_of
 

@@ -8,7 +8,7 @@ from typing import TypeVar
 from torch import nn
 
 from ..modules.spectral_norm import SpectralNormWrapper
-from ..parametrizations.options import check_flag, check_iterations
+from ..parametrizations.checks import check_flag, check_iterations
 from ..parametrizations.singular_vectors import WARM_UP_ITERATIONS
 from ..reports import normalized
 from .whole_models import remove_all
@@ -31,6 +31,8 @@ def spectral_norm(
     cache_evaluation: bool = True,
     operator: str = "matrix",
     input_shape: Sequence[int] | None = None,
+    bound: float | None = None,
+    scale: float | str = 1.0,
     backend: str = "auto",
 ) -> M:
     r"""Divide a parameter by its largest singular value at each access.
@@ -74,6 +76,13 @@ def spectral_norm(
             whose norm is larger for most kernels (docs/lipschitz.md). u and v are images then.
         input_shape: of ``operator="convolution"``: (C, *spatial), without the batch; None takes
             that of the first input, before its output is computed.
+        bound: divide only where sigma exceeds it, so that the norm is at most ``bound``: by
+            max(1, sigma / bound), as Gouk et al. (2018, arXiv 1804.04368) do; ``float("inf")``
+            leaves the parameter as it is and keeps sigma. None divides by any sigma.
+        scale: what the result is multiplied by, its norm where there is no bound; or ``"learned"``,
+            a parameter ``module.parametrizations.weight[0].scale`` of shape (1,), which starts at
+            sigma, so that the layer computes what it did before (Zhai et al. 2023,
+            arXiv 2303.06296). Make the optimizer after it.
         backend: ``"auto"`` takes Triton on a GPU and torch elsewhere, or what the environment
             variable ``SNORM_TRITON_BACKEND`` says; ``"triton"`` and ``"torch"`` insist.
 
@@ -82,8 +91,8 @@ def spectral_norm(
 
     Raises:
         ValueError: ``name`` is not a parameter, or one that is not dense and floating point or
-            complex; ``n_power_iterations`` or ``eps`` is not positive; ``power_iter``,
-            ``operator`` or ``backend`` is unknown, or the backend cannot run;
+            complex; ``n_power_iterations``, ``eps``, ``bound`` or ``scale`` is not positive;
+            ``power_iter``, ``operator`` or ``backend`` is unknown, or the backend cannot run;
             ``operator="convolution"`` of what is none, or with an ``input_shape`` that does not
             fit; the parameter is lazy and ``init_on_first_forward`` is False; it is sharded by
             FSDP2 already, or a DTensor whose placements are not all Shard or Replicate.
@@ -108,6 +117,8 @@ def spectral_norm(
         cache_evaluation=cache_evaluation,
         operator=operator,
         input_shape=input_shape,
+        bound=bound,
+        scale=scale,
         backend=backend,
     ).attach()
     return module

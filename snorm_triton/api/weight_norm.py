@@ -8,7 +8,8 @@ from typing import TypeVar, Unpack
 from torch import nn
 
 from ..modules.weight_norm import WeightNormWrapper
-from ..parametrizations.options import WeightNormKeywords, check_flag
+from ..parametrizations.checks import check_flag
+from ..parametrizations.options import WeightNormKeywords
 from ..selection import WEIGHT_NORM
 from .whole_models import Types, apply, remove_all, selection_of
 

@@ -13,8 +13,9 @@ from ..checkpoints.layouts import legacy_keys, parametrized_keys
 from ..ops.convolution import Convolution
 from ..ops.dispatch import select
 from ..parametrizations.base import Parametrization, evaluating
+from ..parametrizations.checks import check_dim
 from ..parametrizations.convolution_norm import ConvolutionNormParametrization
-from ..parametrizations.options import Options, SpectralNormOptions, check_dim
+from ..parametrizations.options import Options, SpectralNormOptions
 from ..parametrizations.singular_vectors import WARM_UP_ITERATIONS
 from ..parametrizations.spectral_norm import SpectralNormParametrization
 from .access import refresh_list

@@ -11,7 +11,8 @@ from torch.nn.utils.parametrize import is_parametrized
 
 from ..ops.dispatch import select
 from ..parametrizations.base import Parametrization
-from ..parametrizations.options import WeightNormOptions, check_dim
+from ..parametrizations.checks import check_dim
+from ..parametrizations.options import WeightNormOptions
 from ..parametrizations.weight_norm import WeightNormParametrization
 from .access import originals_of
 from .refusals import check_unsharded

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from typing import Any, NamedTuple
 
 import torch
@@ -11,9 +11,10 @@ from torch import Tensor
 from ..torch_internals import functorch
 from ..torch_internals.autograd import EagerFunction, compiled_autograd_key
 from .backend import Backend
-from .calls import GradientCall
+from .calls import Call, GradientCall, Gradients, Normalized
+from .derivatives import gradient_in_torch, outer, second_derivatives
 from .matrix_view import MatrixView, like_weight
-from .torch_any_device import in_dtype_of, nonzero
+from .rescaling import PLAIN, Rescaling
 
 backwards = 0  # through weights that were normalized, so far
 BUCKET_BYTES = 25 * 2**20  # of weights; as DistributedDataParallel's buckets of gradients
@@ -22,8 +23,8 @@ BUCKET_BYTES = 25 * 2**20  # of weights; as DistributedDataParallel's buckets of
 class Estimate(NamedTuple):
     """What was taken for the spectral norm of a dense weight, read as a matrix along ``dim``.
 
-    The weight is detached. u, v and sigma are an access's own, never the live buffers, which the
-    next one overwrites.
+    The weight is detached, a learned scale is not. u, v and sigma are an access's own, never the
+    live buffers, which the next one overwrites.
     """
 
     weight: Tensor
@@ -33,6 +34,21 @@ class Estimate(NamedTuple):
     u: Tensor
     v: Tensor
     sigma: Tensor
+    rescaling: Rescaling = PLAIN
+    scale_version: int = 0
+
+    @classmethod
+    def of(cls, call: Call, dim: int, output: Normalized, rescaling: Rescaling) -> Estimate:
+        """What a backend took for ``call``; ``rescaling`` may have a graph."""
+        taken = output.u, output.v, output.sigma, rescaling, rescaling.version
+        return cls(call.weight, call.weight._version, call.view, dim, *taken)
+
+    def check_versions(self) -> None:
+        """Raise RuntimeError where the gradient would be of other values than the forward's."""
+        if self.weight._version != self.version:
+            raise modified(self.weight)
+        if self.rescaling.version != self.scale_version:
+            raise modified(self.weight, "the learned scale of a normalized weight")
 
 
 def differentiable_sigma(sigma: Tensor, weight: Tensor, u: Tensor, v: Tensor, dim: int) -> Tensor:
@@ -41,16 +57,11 @@ def differentiable_sigma(sigma: Tensor, weight: Tensor, u: Tensor, v: Tensor, di
     return output
 
 
-def outer(u: Tensor, v: Tensor, shape: torch.Size, dim: int) -> Tensor:
-    """``u v^T`` of shape (M, N) folded into the weight's shape."""
-    others = [size for axis, size in enumerate(shape) if axis != dim]
-    return torch.outer(u, v).view(shape[dim], *others).movedim(0, dim)
-
-
 class Rescale(EagerFunction):  # type: ignore[misc]
     """weights -> weights / sigmas, already computed; u and v are constant.
 
-    No transform of ``torch.func`` comes here.
+    After the weights come the scales of those that learn one. No transform of ``torch.func`` comes
+    here.
     """
 
     if compiled_autograd_key is not None:
@@ -60,128 +71,127 @@ class Rescale(EagerFunction):  # type: ignore[misc]
     def forward(
         ctx: Any,
         computed: tuple[Backend, Sequence[Estimate], Sequence[Tensor]],
-        *weights: Tensor,
+        *weights_and_scales: Tensor,
     ) -> tuple[Tensor, ...]:
         ctx.set_materialize_grads(False)
         # Kept here rather than with save_for_backward: the node serves many layers, and a backward
         # through some of them must leave it whole for the others. It holds no memory but u, v and
         # the copy of a weight that is not dense.
         ctx.backend, ctx.estimates, weights_sn = computed
-        ctx.weights = weights
+        ctx.inputs = weights_and_scales
         return tuple(weights_sn)
 
     @staticmethod
     def backward(ctx: Any, *grads: Any) -> Any:
         if len(grads) == 1 and grads[0] is None:
-            return None, None
+            return None, *(None for _ in ctx.inputs)
         given = grads if len(grads) == 1 else [grad for grad in grads if grad is not None]
         watched = torch.compiler.is_compiling() or functorch.taken_of(given)
         if len(grads) == 1 and not watched and not torch.is_grad_enabled():
-            weight, version, view, dim, u, v, sigma = ctx.estimates[0]
-            grad = _laid_out(grads[0], weight, version, view, dim)
-            return None, ctx.backend.rescale_backward(grad, weight, view, u, v, sigma)
+            gradients = ctx.backend.rescale_backward(*_call(ctx.estimates[0], grads[0]))
+            return None, *(gradients if len(ctx.inputs) > 1 else gradients[:1])
         used = [i for i, grad in enumerate(grads) if grad is not None]
-        estimates, weights = ([each[i] for i in used] for each in (ctx.estimates, ctx.weights))
-        grad_weights: Iterator[Tensor]
+        estimates, weights = ([each[i] for i in used] for each in (ctx.estimates, ctx.inputs))
+        of_used: Iterator[Gradients]
         if watched:
-            grad_weights = map(_transformed_gradient, given, weights, estimates)
+            of_used = map(_transformed_gradient, given, weights, estimates)
         elif torch.is_grad_enabled():  # the gradient itself is to be differentiated
-            grad_weights = iter(_RescaleBackward.apply(ctx.backend, estimates, *given, *weights))
+            inputs = (*given, *weights, *scales_of(estimates))
+            flat = _RescaleBackward.apply(ctx.backend, estimates, *inputs)
+            of_used = iter(_in_order(estimates, flat))
         else:
-            grad_weights = iter(rescale_backward(ctx.backend, estimates, given))
-        return None, *(None if grad is None else next(grad_weights) for grad in grads)
+            of_used = iter(rescale_backward(ctx.backend, estimates, given))
+        of_all = [_NO_GRADIENTS if grad is None else next(of_used) for grad in grads]
+        return None, *_flat(ctx.estimates, of_all)
 
 
 class _RescaleBackward(torch.autograd.Function):
-    """The gradient of ``Rescale``, itself differentiable in the incoming gradient and in W.
-
-    With G the gradient of W / sigma, and sigma = <u v^T, W>, it is
-
-        D = (G - <G, W> / sigma u v^T) / sigma
-
-    and D = G where sigma is zero and W was divided by 1.
-    """
+    """The gradients of ``Rescale``, differentiable in the incoming gradients and in its inputs."""
 
     @staticmethod
     def forward(
-        ctx: Any, backend: Backend, estimates: Sequence[Estimate], *grads_and_weights: Tensor
+        ctx: Any, backend: Backend, estimates: Sequence[Estimate], *inputs: Tensor
     ) -> tuple[Tensor, ...]:
         ctx.set_materialize_grads(False)
         ctx.estimates = estimates
-        ctx.save_for_backward(*grads_and_weights)
-        grad_weights = rescale_backward(backend, estimates, grads_and_weights[: len(estimates)])
+        ctx.save_for_backward(*inputs)
+        gradients = rescale_backward(backend, estimates, inputs[: len(estimates)])
         # A view that a node returns could not be changed in place.
-        return tuple([grad_weight.detach() for grad_weight in grad_weights])
+        return tuple([each.detach() for each in _flat(estimates, gradients)])
 
     @staticmethod
     def backward(ctx: Any, *grads_out: Tensor | None) -> Any:
-        n = len(grads_out)
-        grads, weights = ctx.saved_tensors[:n], ctx.saved_tensors[n:]
-        result: list[Tensor | None] = [None] * (2 * n)
-        for i, (estimate, grad_out) in enumerate(zip(ctx.estimates, grads_out, strict=True)):
-            if grad_out is not None:
-                derivatives = second_derivatives(
-                    grad_out, grads[i], weights[i], estimate.u, estimate.v, estimate.dim
-                )
-                result[i], result[n + i] = derivatives
-        return None, None, *result
+        n, estimates = len(ctx.estimates), ctx.estimates
+        grads, weights, scales = (ctx.saved_tensors[k * n : (k + 1) * n] for k in range(3))
+        given_scales = iter(scales)
+        derivatives = []
+        for grad_out, grad, weight, estimate in zip(
+            _in_order(estimates, grads_out), grads, weights, estimates, strict=True
+        ):
+            _, _, _, dim, u, v, _, rescaling, _ = estimate
+            if rescaling.learned is not None:
+                rescaling = rescaling._replace(learned=next(given_scales))
+            derivatives.append(second_derivatives(grad_out, grad, weight, u, v, dim, rescaling))
+        of_inputs = [Gradients(each.weight, each.scale) for each in derivatives]
+        return None, None, *(each.grad for each in derivatives), *_flat(estimates, of_inputs)
+
+
+_NO_GRADIENTS: Any = Gradients(None)  # type: ignore[arg-type]
+
+
+def scales_of(estimates: Sequence[Estimate]) -> list[Tensor]:
+    """Those that are learned."""
+    scales = [estimate.rescaling.learned for estimate in estimates]
+    return [scale for scale in scales if scale is not None]
+
+
+def _flat(estimates: Sequence[Estimate], gradients: Sequence[Gradients]) -> list[Any]:
+    """The gradients of the weights, then those of the scales that are learned."""
+    pairs = zip(estimates, gradients, strict=True)
+    of_scales = [each.scale for estimate, each in pairs if estimate.rescaling.learned is not None]
+    return [*(each.weight for each in gradients), *of_scales]
+
+
+def _in_order(estimates: Sequence[Estimate], flat: Sequence[Any]) -> list[Gradients]:
+    """The inverse of :func:`_flat`."""
+    of_scales = iter(flat[len(estimates) :])
+    return [
+        Gradients(weight, None if estimate.rescaling.learned is None else next(of_scales))
+        for estimate, weight in zip(estimates, flat, strict=False)
+    ]
 
 
 def rescale_backward(
     backend: Backend, estimates: Sequence[Estimate], grads: Sequence[Tensor]
-) -> Sequence[Tensor]:
-    """The gradients of the weights, from those of the normalized weights."""
-    calls = []
-    for (weight, version, view, dim, u, v, sigma), grad in zip(estimates, grads, strict=True):
-        grad = _laid_out(grad, weight, version, view, dim)
-        calls.append(GradientCall(grad, weight, view, u, v, sigma))
-    return backend.rescale_backward_together(calls)
+) -> Sequence[Gradients]:
+    """The gradients of the weights and scales, from those of the normalized weights."""
+    return backend.rescale_backward_together(list(map(_call, estimates, grads)))
 
 
-def _laid_out(grad: Tensor, weight: Tensor, version: int, view: MatrixView, dim: int) -> Tensor:
-    """``grad`` as the weight lies, which is what it was in the forward."""
+def _call(estimate: Estimate, grad: Tensor) -> GradientCall:
+    """``grad`` laid out as the weight, which is what it was in the forward, and what that took."""
     global backwards
     backwards += 1
-    if weight._version != version:
-        raise modified(weight)
-    if grad.stride() == weight.stride() and grad.layout == torch.strided and not grad.is_neg():
-        return grad
-    return like_weight(grad, weight, view, dim)
+    weight, _, view, dim, u, v, sigma, rescaling, _ = estimate
+    estimate.check_versions()
+    strided = grad.layout == torch.strided and not grad.is_neg()
+    if not strided or grad.stride() != weight.stride():
+        grad = like_weight(grad, weight, view, dim)
+    return GradientCall(grad, weight, view, u, v, sigma, rescaling)
 
 
-def _transformed_gradient(grad: Tensor, weight: Tensor, estimate: Estimate) -> Tensor:
-    _, version, _, dim, u, v, _ = estimate
-    if not torch.compiler.is_compiling() and weight._version != version:
-        raise modified(weight)
-    return gradient_in_torch(grad, weight, u, v, dim)
+def _transformed_gradient(grad: Tensor, weight: Tensor, estimate: Estimate) -> Gradients:
+    if not torch.compiler.is_compiling():
+        estimate.check_versions()
+    _, _, _, dim, u, v, _, rescaling, _ = estimate
+    return gradient_in_torch(grad, weight, u, v, dim, rescaling)
 
 
-def gradient_in_torch(
-    grad: Tensor,
-    weight: Tensor,
-    u: Tensor,
-    v: Tensor,
-    dim: int,
-    sum_over_shards: Callable[[Tensor], Tensor] = lambda whole: whole,
-) -> Tensor:
-    """The gradient of a weight, differentiable in ``grad`` and ``weight``.
-
-    In torch's own operations, which any transform takes.
-    """
-    wide, wide_grad = in_dtype_of(weight, u), in_dtype_of(grad, u)
-    direction = outer(u, v, weight.shape, dim)
-    sigma = sum_over_shards((direction * wide).sum())
-    inner = sum_over_shards((wide_grad * wide).sum())
-    divisor = nonzero(sigma)
-    along = torch.where(sigma == divisor, inner / divisor, 0)
-    return ((wide_grad - along * direction) / divisor).to(weight.dtype)
-
-
-def modified(weight: Tensor) -> RuntimeError:
+def modified(weight: Tensor, what: str = "a normalized weight") -> RuntimeError:
     """What to raise where a gradient is to be computed of another weight than the forward's."""
     return RuntimeError(
-        f"a normalized weight of shape {tuple(weight.shape)} has been modified by an inplace "
-        "operation since the forward whose gradient is computed"
+        f"{what} of shape {tuple(weight.shape)} has been modified by an inplace operation since "
+        "the forward whose gradient is computed"
     )
 
 
@@ -210,23 +220,3 @@ def buckets(sizes: Sequence[int]) -> Iterator[slice]:
         filled += size
     if sizes:
         yield slice(start, len(sizes))
-
-
-def second_derivatives(
-    grad_out: Tensor, grad: Tensor, weight: Tensor, u: Tensor, v: Tensor, dim: int
-) -> tuple[Tensor, Tensor]:
-    """Those of <grad_out, D> by G and W.
-
-    In plain torch from W itself, sigma included, so that derivatives of any order are right.
-    """
-    dtypes = grad.dtype, weight.dtype
-    direction = outer(u, v, weight.shape, dim)
-    grad_out, grad, weight = grad_out.to(u.dtype), grad.to(u.dtype), weight.to(u.dtype)
-    sigma = (direction * weight).sum()
-    is_zero, sigma = sigma.abs() < torch.finfo(sigma.dtype).tiny, nonzero(sigma)
-    along = torch.where(is_zero, 0, (direction * grad_out).sum())
-    inner = (grad * weight).sum() / sigma
-    twice = 2 * along * inner - (grad_out * grad).sum()
-    grad_grad = (grad_out - along * (weight / sigma)) / sigma
-    grad_weight = torch.where(is_zero, 0, (twice * direction - along * grad) / sigma / sigma)
-    return grad_grad.to(dtypes[0]), grad_weight.to(dtypes[1])

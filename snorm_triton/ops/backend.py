@@ -8,8 +8,9 @@ from typing import Protocol
 import torch
 from torch import Tensor
 
-from .calls import Call, GradientCall, Normalized, Step
+from .calls import Call, GradientCall, Gradients, Normalized, Step
 from .matrix_view import MatrixView
+from .rescaling import PLAIN, Rescaling
 from .row_scaling import RowScaled, RowScaling, RowScalingGradient
 
 
@@ -24,6 +25,7 @@ class Backend(Protocol):
         v: Tensor,
         step: Step,
         dtype: torch.dtype,
+        rescaling: Rescaling = PLAIN,
     ) -> Normalized:
         """W / sigma of one weight, as a :class:`.calls.Call` has it: fresh.
 
@@ -42,10 +44,11 @@ class Backend(Protocol):
         u: Tensor,
         v: Tensor,
         sigma: Tensor,
-    ) -> Tensor:
-        """``(grad - <grad, W_sn> u v^T) / sigma`` of a real weight."""
+        rescaling: Rescaling = PLAIN,
+    ) -> Gradients:
+        """``(grad - <grad, W_sn> u v^T) / sigma`` of a real weight, and what goes with it."""
 
-    def rescale_backward_together(self, calls: Sequence[GradientCall]) -> list[Tensor]:
+    def rescale_backward_together(self, calls: Sequence[GradientCall]) -> list[Gradients]:
         """That of each, of one device."""
 
     def scale_rows(

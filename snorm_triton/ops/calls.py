@@ -8,6 +8,7 @@ import torch
 from torch import Tensor
 
 from .matrix_view import MatrixView
+from .rescaling import PLAIN, Rescaling
 
 
 class State(NamedTuple):
@@ -59,6 +60,7 @@ class Access(NamedTuple):
     step: Step
     dtype: torch.dtype
     backend: str = "auto"
+    rescaling: Rescaling = PLAIN
 
 
 class Call(NamedTuple):
@@ -70,6 +72,7 @@ class Call(NamedTuple):
     v: Tensor
     step: Step
     dtype: torch.dtype
+    rescaling: Rescaling = PLAIN
 
 
 class Normalized(NamedTuple):
@@ -87,7 +90,7 @@ class Normalized(NamedTuple):
 
 
 class GradientCall(NamedTuple):
-    """The gradient of W / sigma, laid out as the dense weight is, and what W was divided by."""
+    """The gradient of W / sigma, laid out as the dense weight is, and what it was computed with."""
 
     grad: Tensor
     weight: Tensor
@@ -95,3 +98,11 @@ class GradientCall(NamedTuple):
     u: Tensor
     v: Tensor
     sigma: Tensor
+    rescaling: Rescaling = PLAIN
+
+
+class Gradients(NamedTuple):
+    """Those of a weight and of its learned scale, shape (1,), if it has one."""
+
+    weight: Tensor
+    scale: Tensor | None = None

@@ -10,9 +10,10 @@ from collections.abc import Callable, Sequence
 import torch
 from torch import Tensor
 
-from .calls import Call, GradientCall, Normalized, Step
+from .calls import Call, GradientCall, Gradients, Normalized, Step
 from .matrix_view import MatrixView, flat
 from .power_iteration import estimate
+from .rescaling import PLAIN, Rescaling, divides, divisor, nonzero, rescaled
 from .torch_row_scaling import scale_rows as scale_rows
 from .torch_row_scaling import scale_rows_backward as scale_rows_backward
 from .torch_row_scaling import scale_rows_backward_together as scale_rows_backward_together
@@ -44,12 +45,18 @@ class Matrix:
 
 
 def normalize(
-    weight: Tensor, view: MatrixView, u: Tensor, v: Tensor, step: Step, dtype: torch.dtype
+    weight: Tensor,
+    view: MatrixView,
+    u: Tensor,
+    v: Tensor,
+    step: Step,
+    dtype: torch.dtype,
+    rescaling: Rescaling = PLAIN,
 ) -> Normalized:
     """As :class:`snorm_triton.ops.backend.Backend` says."""
     wide = in_dtype_of(weight, u)
     state = estimate(Matrix(wide, view), u, v, step)
-    return Normalized(rescale(wide, state.sigma, dtype), *state)
+    return Normalized(rescaled(wide, state.sigma, rescaling).to(dtype), *state)
 
 
 def normalize_together(calls: Sequence[Call], apart: bool = False) -> list[Normalized]:
@@ -57,12 +64,7 @@ def normalize_together(calls: Sequence[Call], apart: bool = False) -> list[Norma
     return [normalize(*call) for call in calls]
 
 
-def rescale(weight: Tensor, sigma: Tensor, dtype: torch.dtype) -> Tensor:
-    """``weight / sigma`` in ``dtype`` and the weight's layout; a zero sigma divides by 1."""
-    return (in_dtype_of(weight, sigma) / nonzero(sigma)).to(dtype)
-
-
-def rescale_backward_together(calls: Sequence[GradientCall]) -> list[Tensor]:
+def rescale_backward_together(calls: Sequence[GradientCall]) -> list[Gradients]:
     """As :class:`snorm_triton.ops.backend.Backend` says."""
     return [rescale_backward(*call) for call in calls]
 
@@ -74,25 +76,24 @@ def rescale_backward(
     u: Tensor,
     v: Tensor,
     sigma: Tensor,
+    rescaling: Rescaling = PLAIN,
     sum_over_shards: Callable[[Tensor], Tensor] = lambda whole: whole,
-) -> Tensor:
+) -> Gradients:
     """As :class:`snorm_triton.ops.backend.Backend` says.
 
     Of a shard too: then ``sum_over_shards`` adds up what it takes.
     """
-    divisor = nonzero(sigma)
     wide_grad = in_dtype_of(grad, u)
     inner = sum_over_shards(torch.dot(flat(in_dtype_of(weight, u)), flat(wide_grad)))
-    # A weight whose sigma is zero was divided by 1, whatever it is.
-    coefficient = torch.where(sigma == divisor, -(inner / divisor) / divisor, 0)
-    grad_weight = wide_grad / divisor
+    grad_weight = rescaled(wide_grad, sigma, rescaling)
+    by = divisor(sigma, rescaling.bound)
+    along = inner / nonzero(sigma) / by * rescaling.multiplier(sigma)
+    # What was not divided by its sigma has the gradient of a product with a constant.
+    coefficient = torch.where(divides(sigma, rescaling.bound), -along, 0)
     _add_outer_(view.operand(grad_weight), coefficient * u, view.columns_to_memory(v))
-    return grad_weight.to(weight.dtype)
-
-
-def nonzero(sigma: Tensor) -> Tensor:
-    """``sigma``, and 1 where it is zero (below the smallest normal number), so that 0 / 0 is 0."""
-    return torch.where(sigma.abs() < torch.finfo(sigma.dtype).tiny, 1, sigma)
+    learned = rescaling.learned
+    grad_scale = None if learned is None else (inner / by).to(learned.dtype).view(1)
+    return Gradients(grad_weight.to(weight.dtype), grad_scale)
 
 
 def in_dtype_of(tensor: Tensor, state: Tensor) -> Tensor:

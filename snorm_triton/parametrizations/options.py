@@ -4,16 +4,25 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass, fields, replace
+from math import inf
 from typing import Any, Self, TypedDict
-
-import torch
 
 from ..ops.dispatch import BACKENDS
 from ..ops.newton_schulz import N_ITERATIONS
 from ..ops.orthogonal_maps import MAPS
+from ..ops.rescaling import PLAIN, Rescaling
+from .checks import (
+    check_among,
+    check_dim_is_integer,
+    check_flag,
+    check_input_shape,
+    check_iterations,
+    is_positive,
+)
 
 POLICIES = ("access", "update")
 OPERATORS = ("matrix", "convolution")
+LEARNED = "learned"
 
 
 class CommonOptions(TypedDict, total=False):
@@ -52,6 +61,8 @@ class MoreOptions(KernelKeywords, total=False):
     power_iter: str
     operator: str
     input_shape: Sequence[int] | None
+    bound: float | None
+    scale: float | str
 
 
 class Options(MoreOptions, total=False):
@@ -109,7 +120,7 @@ class KernelOptions(ConstraintOptions):
     backend: str = "auto"
 
     def __post_init__(self) -> None:
-        _check_among("backend", self.backend, BACKENDS)
+        check_among("backend", self.backend, BACKENDS)
         super().__post_init__()
 
 
@@ -130,8 +141,8 @@ class OrthogonalOptions(ConstraintOptions):
     def __post_init__(self) -> None:
         super().__post_init__()
         if self.orthogonal_map is not None:
-            _check_among("orthogonal_map", self.orthogonal_map, MAPS)
-        _check_dim_is_integer(self.dim)
+            check_among("orthogonal_map", self.orthogonal_map, MAPS)
+        check_dim_is_integer(self.dim)
         check_iterations(self.n_iterations, "n_iterations")
 
 
@@ -147,7 +158,7 @@ class WeightNormOptions(KernelOptions):
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        _check_dim_is_integer(self.dim)
+        check_dim_is_integer(self.dim)
 
 
 @dataclass(frozen=True)
@@ -155,8 +166,8 @@ class SpectralNormOptions(KernelOptions):
     """What :func:`snorm_triton.spectral_norm` says of each.
 
     Raises:
-        ValueError: ``n_power_iterations`` or ``eps`` is not positive, ``dim`` is no integer,
-            ``power_iter`` or ``operator`` is unknown, ``input_shape`` is no shape.
+        ValueError: ``n_power_iterations``, ``eps``, ``bound`` or ``scale`` is not positive, ``dim``
+            is no integer, ``power_iter`` or ``operator`` is unknown, ``input_shape`` is no shape.
     """
 
     n_power_iterations: int = 1
@@ -167,18 +178,34 @@ class SpectralNormOptions(KernelOptions):
     power_iter: str = "access"
     operator: str = "matrix"
     input_shape: Sequence[int] | None = None
+    bound: float | None = None
+    scale: float | str = 1.0
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        _check_among("operator", self.operator, OPERATORS)
+        check_among("operator", self.operator, OPERATORS)
         if self.input_shape is not None:
             check_input_shape(self.input_shape, self.operator)
             object.__setattr__(self, "input_shape", tuple(self.input_shape))
         check_iterations(self.n_power_iterations)
-        if not isinstance(self.eps, int | float) or not 0 < self.eps < float("inf"):
+        if not is_positive(self.eps) or self.eps == inf:
             raise ValueError(f"eps must be positive and finite, got {self.eps!r}")
-        _check_dim_is_integer(self.dim)
-        _check_among("power_iter", self.power_iter, POLICIES)
+        if self.bound is not None and not is_positive(self.bound):
+            raise ValueError(f"bound must be positive, got {self.bound!r}")
+        if self.scale != LEARNED and (not is_positive(self.scale) or self.scale == inf):
+            raise ValueError(
+                f"scale must be positive and finite, or {LEARNED!r}, got {self.scale!r}"
+            )
+        check_dim_is_integer(self.dim)
+        check_among("power_iter", self.power_iter, POLICIES)
+
+    @property
+    def rescaling(self) -> Rescaling:
+        """What becomes of a weight once its sigma is known, but for a scale that is learned."""
+        scale = 1.0 if isinstance(self.scale, str) else float(self.scale)
+        if self.bound is None and scale == 1:
+            return PLAIN
+        return Rescaling(float(self.bound or 0), scale)
 
 
 OPTIONS = SpectralNormOptions.defaults()
@@ -194,49 +221,3 @@ def option(name: str) -> Any:
         module.options = replace(module.options, **{name: value})
 
     return property(get, put)
-
-
-def check_iterations(number: int, name: str = "n_power_iterations") -> None:
-    """Raise ValueError for a number of iterations below 1."""
-    if not _is_integer(number) or number < 1:
-        raise ValueError(f"{name} must be an integer of at least 1, got {number!r}")
-
-
-def check_input_shape(shape: Any, operator: str) -> None:
-    """Raise ValueError for what is not the shape of an image, or not asked for."""
-    is_shape = isinstance(shape, Sequence) and all(_is_integer(size) and size > 0 for size in shape)
-    if not is_shape:
-        raise ValueError(
-            f"input_shape must be positive integers (C, *spatial) without the batch, got {shape!r}"
-        )
-    if operator == "matrix":
-        raise ValueError("input_shape is of operator='convolution' alone")
-
-
-def check_flag(name: str, value: object) -> None:
-    """Raise TypeError for what is not True or False: the string "False" would count as true."""
-    if not isinstance(value, bool):
-        raise TypeError(f"{name} must be True or False, got {value!r}")
-
-
-def check_dim(dim: int, shape: torch.Size) -> None:
-    """Raise IndexError for a dim that ``shape`` lacks."""
-    if not -len(shape) <= dim < len(shape):
-        raise IndexError(
-            f"dim must be in [{-len(shape)}, {len(shape) - 1}] for a parameter of shape "
-            f"{tuple(shape)}, got {dim}"
-        )
-
-
-def _check_among(option: str, value: object, known: tuple[str, ...]) -> None:
-    if value not in known:
-        raise ValueError(f"{option} must be one of {', '.join(known)}, got {value!r}")
-
-
-def _check_dim_is_integer(dim: object) -> None:
-    if dim is not None and not _is_integer(dim):
-        raise ValueError(f"dim must be an integer, got {dim!r}")
-
-
-def _is_integer(value: object) -> bool:
-    return isinstance(value, int) and not isinstance(value, bool)

@@ -18,8 +18,9 @@ from ..ops.polar_factor import Polar, PolarAccess
 from ..ops.recomputation import Checkpoints
 from ..torch_internals.storage import memory_of, version
 from .base import Originals
+from .checks import check_dim
 from .determined import Determined
-from .options import OrthogonalKeywords, OrthogonalOptions, check_dim
+from .options import OrthogonalKeywords, OrthogonalOptions
 
 
 class OrthogonalParametrization(Determined):

@@ -76,8 +76,10 @@ class PreparedWeight:
     def _conditions(
         self, originals: Originals, parametrization: Parametrization
     ) -> tuple[object, ...]:
+        own: Any = parametrization._parameters  # such as a learned scale
         return (
             *map(_contents, originals),
+            *map(_contents, own.values()),
             parametrization.iterates,
             updates.steps,
             backward_id(),  # a recomputation inside a backward is no access

@@ -14,9 +14,11 @@ from ..ops import recomputation
 from ..ops.calls import State
 from ..ops.dispatch import is_sharded
 from ..torch_internals import functorch
-from ..torch_internals.storage import memory_of, version
+from ..torch_internals.storage import version
+from . import learned_scale
 from .base import Originals, Parametrization
 from .options import SpectralNormOptions, option
+from .unchanged import Identity, identities, identity_of, unchanged
 
 WARM_UP_ITERATIONS = 15
 VECTORS = ("_u", "_v")
@@ -34,7 +36,7 @@ class SingularVectors(Parametrization):
     _v: Tensor
     _sigma: Tensor
     # Of the vectors that are as they were drawn: their memory and version then.
-    _drawn: dict[str, tuple[Any, int]] | None = None
+    _drawn: dict[str, Identity] | None = None
     # Sigma of an evaluation, which writes nothing, and the version of the buffer then.
     _evaluated: tuple[Tensor, int] | None = None
     is_sigma_known = False  # by an access since u and v were drawn or loaded
@@ -42,7 +44,7 @@ class SingularVectors(Parametrization):
     eps = option("eps")
     backend = option("backend")
     options: SpectralNormOptions
-    transient = (*Parametrization.transient, "owner", "_evaluated", "_drawn")
+    transient = (*Parametrization.transient, "owner", "_evaluated", "_drawn", "_started")
 
     def __init__(
         self, weight: Tensor, options: SpectralNormOptions, vectors: tuple[Tensor, Tensor] | None
@@ -61,6 +63,7 @@ class SingularVectors(Parametrization):
             self._own()
         sigma = torch.full((), torch.nan, dtype=dtype.to_real(), device=weight.device)
         self.register_buffer("_sigma", sigma, persistent=False)
+        learned_scale.register(self, weight)
 
     @property
     def dim(self) -> int:
@@ -77,6 +80,7 @@ class SingularVectors(Parametrization):
             vector = getattr(self, name)
             wide = torch.empty_like(vector, dtype=state_dtype(vector)).normal_(0, 1)
             vector.copy_(self._unit(wide))
+        learned_scale.reset(self)
         self._forget_sigma()
         self.replaced()
         self._mark_drawn(self._vectors())
@@ -97,10 +101,9 @@ class SingularVectors(Parametrization):
 
         An evaluation in compiled code does not count, nor one before the module was moved.
         """
-        sigma = self._sigma
+        sigma = self._sigma.detach()
         if self._evaluated is not None and self._evaluated[1] == version(sigma):
             sigma = self._evaluated[0].to(sigma.device)
-        sigma = sigma.detach()
         return sigma.abs() if sigma.is_complex() else sigma.clone()
 
     @torch.no_grad()
@@ -121,6 +124,7 @@ class SingularVectors(Parametrization):
             self._u.copy_(u)
             self._v.copy_(v)
             self._sigma.copy_(sigma.abs())
+        learned_scale.start(self, self._sigma)
         self._drawn = self._evaluated = None
         self.is_sigma_known = True
 
@@ -165,20 +169,14 @@ class SingularVectors(Parametrization):
         return VECTORS if "_u" in self._buffers else ()
 
     def _mark_drawn(self, names: Iterable[str]) -> None:
-        drawn = {name: self._identity(name) for name in names}
-        self._drawn = drawn or None
+        self._drawn = identities(self, names) or None
 
     def state_now(self) -> tuple[object, ...]:
         """Which u and v they are, and their versions."""
-        return tuple(self._identity(name) for name in self._vectors())
-
-    def _identity(self, name: str) -> tuple[Any, int]:
-        vector: Any = self._buffers[name]  # past Module's attribute lookup
-        return memory_of(vector), version(vector)
+        return tuple(identity_of(self, name) for name in self._vectors())
 
     def _still_drawn(self) -> tuple[str, ...]:
-        drawn = self._drawn or {}
-        return tuple(name for name, then in drawn.items() if self._identity(name) == then)
+        return unchanged(self, self._drawn or {})
 
     def _forget_sigma(self) -> None:
         with torch.no_grad():
@@ -192,18 +190,22 @@ class SingularVectors(Parametrization):
         return all(0.01 < length.abs() < 1.01 for length in lengths)
 
     def __getstate__(self) -> dict[str, Any]:
-        return {**super().__getstate__(), "_drawn": self._still_drawn()}
+        known = {"_drawn": self._still_drawn(), "_started": learned_scale.is_new(self)}
+        return super().__getstate__() | known
 
     def __setstate__(self, state: dict[str, Any]) -> None:
-        drawn = state.pop("_drawn")
+        drawn, is_new = state.pop("_drawn"), state.pop("_started")
         super().__setstate__(state)
+        learned_scale.mark(self, is_new)
         self.owner = object()
         self._own()
         self._mark_drawn(drawn)
 
     def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> Any:
         before, was_meta, drawn = dict(self._buffers), self._sigma.is_meta, self._still_drawn()
+        is_new = learned_scale.is_new(self)
         super()._apply(fn, recurse)
+        learned_scale.mark(self, is_new)
         self._evaluated = None
         self._widen(before)
         self.replaced()

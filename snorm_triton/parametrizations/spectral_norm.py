@@ -22,8 +22,10 @@ from ..torch_internals.checkpoints import unseen
 from ..torch_internals.storage import version
 from . import updates
 from .base import Originals, Prepared, evaluations
+from .checks import check_dim
 from .iteration import choose
-from .options import OPTIONS, Options, SpectralNormOptions, check_dim
+from .learned_scale import rescaling_of
+from .options import OPTIONS, Options, SpectralNormOptions
 from .prepared import PreparedWeight
 from .singular_vectors import SingularVectors
 
@@ -125,7 +127,7 @@ class SpectralNormParametrization(SingularVectors):
         return weight.ndim > 1 and not weight.is_complex()
 
     def _divide_by_length(self, weight: Tensor) -> Tensor:
-        weight_sn, sigma = l2_normalize(weight, self.options.eps)
+        weight_sn, sigma = l2_normalize(weight, self.options.eps, rescaling_of(self))
         if self._sigma.device != weight.device:  # as after a state dict was assigned
             self._sigma = torch.empty_like(self._sigma, device=weight.device)
         overwrite([self._sigma], [sigma.detach()])
@@ -142,7 +144,7 @@ class SpectralNormParametrization(SingularVectors):
         if u.requires_grad or v.requires_grad or sigma.requires_grad:  # given by functional_call
             u, v, sigma = u.detach(), v.detach(), sigma.detach()
         (u, v, _), step = choose(self, weight, (u, v, sigma), checkpoints)
-        dtype = weight.dtype
+        dtype, rescaling = weight.dtype, rescaling_of(self)
         if dtype.itemsize < 4:
             dtype = state_dtype(weight)
         return Access(
@@ -153,6 +155,7 @@ class SpectralNormParametrization(SingularVectors):
             step,
             self.output_dtype(weight) if options.autocast_output else weight.dtype,
             options.backend,
+            rescaling,
         )
 
     @staticmethod
@@ -198,9 +201,8 @@ class SpectralNormParametrization(SingularVectors):
             return super().hand_over(originals, output)
         (weight,) = originals
         options, dtype = self.options, self.output_dtype(weight)
-        access = Access(
-            weight, state.u, state.v, options.dim or 0, Replay(state.sigma), dtype, options.backend
-        )
+        taken = state.u, state.v, options.dim or 0, Replay(state.sigma), dtype, options.backend
+        access = Access(weight, *taken, rescaling_of(self))
         return self._mode(weight).normalize(access).weight_sn
 
     def replaced(self) -> None:
@@ -239,7 +241,7 @@ class SpectralNormParametrization(SingularVectors):
     def extra_repr(self) -> str:
         shown = {name: getattr(self.options, name) for name in ("n_power_iterations", "dim")}
         shown |= {"eps": f"{self.options.eps:g}"}
-        for name in ("power_iter", "autocast_output", "backend"):
+        for name in ("power_iter", "bound", "scale", "autocast_output", "backend"):
             value = getattr(self.options, name)
             if value != OPTIONS[name]:
                 shown[name] = repr(value)

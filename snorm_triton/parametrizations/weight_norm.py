@@ -13,8 +13,9 @@ from ..ops.recomputation import Checkpoints
 from ..ops.torch_row_scaling import norm_except, wide
 from ..ops.weight_norm import WeightNormAccess
 from .base import Originals
+from .checks import check_dim
 from .determined import Determined
-from .options import WeightNormKeywords, WeightNormOptions, check_dim
+from .options import WeightNormKeywords, WeightNormOptions
 
 
 class WeightNormParametrization(Determined):

@@ -30,8 +30,8 @@ def normalize_together(accesses: Sequence[Access]) -> list[Normalized]:
         if weight.numel() == 0 or is_exporting():
             results[i] = composite.normalize(access)
         else:
-            has_due = _due(access) is not None
-            kind = weight.device, weight.dtype, access.dtype, access.backend, has_due
+            has = _due(access) is not None, access.rescaling.learned is not None
+            kind = weight.device, weight.dtype, access.dtype, access.backend, has
             kinds.setdefault(kind, []).append(i)
     for members in kinds.values():
         results.update(zip(members, _normalize_alike([accesses[i] for i in members]), strict=True))
@@ -65,6 +65,7 @@ def _due(access: Access) -> Tensor | None:
 
 def _normalize_alike(accesses: Sequence[Access]) -> list[Normalized]:
     steps = [_as_numbers(access) for access in accesses]
+    rescalings = [access.rescaling for access in accesses]
     lists = torch.ops.snorm_triton.normalize(
         # The derivatives of a complex weight are torch's own.
         [a.weight.detach() if a.weight.is_complex() else a.weight for a in accesses],
@@ -76,6 +77,9 @@ def _normalize_alike(accesses: Sequence[Access]) -> list[Normalized]:
         [eps for _, _, eps, _, _ in steps],
         [due for _, _, _, due, _ in steps if due is not None],
         [has_live for *_, has_live in steps],
+        [rescaling.bound for rescaling in rescalings],
+        [rescaling.scale for rescaling in rescalings],
+        [rescaling.learned for rescaling in rescalings if rescaling.learned is not None],
         accesses[0].dtype,
         accesses[0].backend,
     )
@@ -83,7 +87,8 @@ def _normalize_alike(accesses: Sequence[Access]) -> list[Normalized]:
     for access, weight_sn, u, v, sigma in zip(accesses, *lists, strict=True):
         u, v = u.detach(), v.detach()
         if access.weight.is_complex():
-            weight_sn, sigma = composite.rescale(access.weight, u, v, access.dim, access.dtype)
+            taken = access.weight, u, v, access.dim, access.dtype, access.rescaling
+            weight_sn, sigma = composite.rescale(*taken)
         results.append(Normalized(weight_sn, u, v, sigma))
     return results
 

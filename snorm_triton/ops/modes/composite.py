@@ -19,18 +19,20 @@ from .. import state
 from ..calls import Access, Evaluate, Iterate, Normalized, Replay
 from ..matrix_view import MatrixView
 from ..power_iteration import estimate
-from ..torch_any_device import Matrix, in_dtype_of, nonzero
+from ..rescaling import PLAIN, Rescaling, rescaled
+from ..torch_any_device import Matrix, in_dtype_of
 
 R = TypeVar("R")
 
 
 def normalize(access: Access) -> Normalized:
     """W / sigma, whatever the backend; sigma is differentiable."""
-    weight, u, v, dim, step, dtype, _ = access
+    weight, u, v, dim, step, dtype, _, rescaling = access
     if not isinstance(step, Replay):
         matrix = in_dtype_of(weight, u).movedim(dim, 0).flatten(1).contiguous()
         u, v = without_autocast(weight.device.type, _directions, matrix, u, v, step)
-    weight_sn, sigma = without_autocast(weight.device.type, rescale, weight, u, v, dim, dtype)
+    inputs = weight, u, v, dim, dtype, rescaling
+    weight_sn, sigma = without_autocast(weight.device.type, rescale, *inputs)
     return Normalized(weight_sn, u, v, sigma)
 
 
@@ -45,13 +47,18 @@ def write(accesses: Sequence[Access], outputs: Sequence[Normalized]) -> None:
 
 
 def rescale(
-    weight: Tensor, u: Tensor, v: Tensor, dim: int, dtype: torch.dtype
+    weight: Tensor,
+    u: Tensor,
+    v: Tensor,
+    dim: int,
+    dtype: torch.dtype,
+    rescaling: Rescaling = PLAIN,
 ) -> tuple[Tensor, Tensor]:
     """``W / sigma`` and ``sigma = u^H W v``, u and v held constant."""
     wide = in_dtype_of(weight, u)
     matrix = wide.movedim(dim, 0).flatten(1).contiguous()  # whatever the layout of the weight
     sigma = torch.vdot(u, torch.mv(matrix, v))
-    return (wide / nonzero(sigma)).to(dtype), sigma
+    return rescaled(wide, sigma, rescaling).to(dtype), sigma
 
 
 def without_autocast(device_type: str, operation: Callable[..., R], *args: Any) -> R:

@@ -17,7 +17,8 @@ from ...torch_internals.tracing import is_exporting
 from ..calls import Access, Evaluate, Iterate, Normalized, Replay
 from ..convolution import Convolution, Geometry
 from ..convolution_iteration import estimate_of_convolution
-from ..torch_any_device import in_dtype_of, nonzero
+from ..rescaling import rescaled
+from ..torch_any_device import in_dtype_of
 from . import compiled, composite, convolution_operator
 from .composite import without_autocast
 
@@ -46,7 +47,7 @@ class OfConvolution:
 
 
 def _normalize(geometry: Geometry, access: Access) -> Normalized:
-    weight, u, v, _, step, dtype, _ = access
+    weight, u, v, _, step, dtype, _, rescaling = access
     wide = in_dtype_of(weight, u)
     if isinstance(step, Replay):
         u, v = u.clone(), v.clone()
@@ -59,7 +60,7 @@ def _normalize(geometry: Geometry, access: Access) -> Normalized:
     else:
         u, v, _ = estimate_of_convolution(geometry, wide.detach(), u, v, step)
     sigma = Convolution(wide, geometry).inner(u, v)
-    return Normalized((wide / nonzero(sigma)).to(dtype), u, v, sigma)
+    return Normalized(rescaled(wide, sigma, rescaling).to(dtype), u, v, sigma)
 
 
 class _Directions(torch.autograd.Function):

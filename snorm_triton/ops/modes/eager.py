@@ -7,7 +7,7 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
-from ..autograd import Estimate, Rescale, buckets
+from ..autograd import Estimate, Rescale, buckets, scales_of
 from ..backend import Backend
 from ..calls import Access, Call, Normalized, Replay
 from ..dispatch import place
@@ -17,25 +17,25 @@ from .composite import has_autocast, rescale, without_autocast
 
 def normalize(access: Access) -> Normalized:
     """W / sigma, and the u, v and sigma it took; sigma of a real weight has no gradient."""
-    weight, u, v, dim, step, dtype, name = access
+    weight, u, v, dim, step, dtype, name, rescaling = access
     if weight.numel() == 0:
         return Normalized((weight * 1).to(dtype), u, v, u.new_zeros(()))
     backend, dense, view = place(weight, dim, name)
-    data = dense.detach()
-    call, kind = (data, view, u, v, step, dtype), data.device.type
+    call = Call(dense.detach(), view, u, v, step, dtype, rescaling.detached())
+    kind = weight.device.type
     if has_autocast(kind) and torch.is_autocast_enabled(kind):
         normalized = without_autocast(kind, backend.normalize, *call)
     else:
         normalized = backend.normalize(*call)
-    if not (weight.requires_grad and torch.is_grad_enabled()):
+    if not rescaling.is_differentiable(weight):
         return normalized
-    weight_sn, u, v, sigma, is_written = normalized
     if weight.is_complex():
-        weight_sn, sigma = rescale(weight, u, v, dim, dtype)
+        _, u, v, _, is_written = normalized
+        weight_sn, sigma = rescale(weight, u, v, dim, dtype, rescaling)
         return Normalized(weight_sn, u, v, sigma, is_written)
-    estimate = Estimate(data, data._version, view, dim, u, v, sigma)
+    estimates = (Estimate.of(call, dim, normalized, rescaling),)
     # Its output is weight_sn itself, which is differentiable from here on.
-    Rescale.apply((backend, (estimate,), (weight_sn,)), dense)
+    Rescale.apply((backend, estimates, normalized[:1]), dense, *scales_of(estimates))
     return normalized
 
 
@@ -48,28 +48,27 @@ def normalize_together(accesses: Sequence[Access], apart: bool = False) -> list[
     """
     results: dict[int, Normalized] = {}
     groups: dict[tuple[Backend, torch.device, bool], list[tuple[int, Tensor, Call]]] = {}
-    for i, (weight, u, v, dim, step, dtype, name) in enumerate(accesses):
+    for i, (weight, u, v, dim, step, dtype, name, rescaling) in enumerate(accesses):
         if weight.numel() == 0 or weight.is_complex():
             results[i] = normalize(accesses[i])
         else:
             backend, dense, view = place(weight, dim, name)
             kind = backend, weight.device, isinstance(step, Replay)
-            call = Call(dense.detach(), view, u, v, step, dtype)
+            call = Call(dense.detach(), view, u, v, step, dtype, rescaling.detached())
             groups.setdefault(kind, []).append((i, dense, call))
     for (backend, device, _), members in groups.items():
         calls = [call for _, _, call in members]
         outputs = without_autocast(device.type, backend.normalize_together, calls, apart)
         nodes = []
-        for (i, dense, (data, view, *_)), output in zip(members, outputs, strict=True):
-            results[i] = output
-            if dense.requires_grad and torch.is_grad_enabled():
-                _, u, v, sigma, _ = output
-                dim = accesses[i].dim
-                nodes.append((i, Estimate(data, data._version, view, dim, u, v, sigma), dense))
+        for (i, dense, call), output in zip(members, outputs, strict=True):
+            results[i], rescaling = output, accesses[i].rescaling
+            if rescaling.is_differentiable(dense):
+                nodes.append((i, Estimate.of(call, accesses[i].dim, output, rescaling), dense))
         for bucket in buckets([estimate.weight.nbytes for _, estimate, _ in nodes]):
             at, estimates, weights = zip(*nodes[bucket], strict=True)
             weights_sn = [results[i].weight_sn for i in at]
-            weights_sn = Rescale.apply((backend, estimates, weights_sn), *weights)
+            inputs = (*weights, *scales_of(estimates))
+            weights_sn = Rescale.apply((backend, estimates, weights_sn), *inputs)
             for i, weight_sn in zip(at, weights_sn, strict=True):
                 results[i] = results[i]._replace(weight_sn=weight_sn)
     return [results[i] for i in range(len(accesses))]

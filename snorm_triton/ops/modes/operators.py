@@ -12,11 +12,11 @@ from torch import Tensor
 
 from ...torch_internals.autograd import in_backward
 from .. import recomputation
-from ..autograd import outer
 from ..calls import Access, Evaluate, Iterate, Normalized, Replay, State, Step
+from ..derivatives import outer
 from ..state import BELOW_AUTOGRAD, TAGS
 from .eager import normalize_together as normalize_eagerly
-from .gradient_operator import like_dense
+from .gradient_operator import like_dense, rescalings_of
 
 NORMALIZE = "snorm_triton::normalize"
 Lists = tuple[list[Tensor], list[Tensor], list[Tensor], list[Tensor]]
@@ -24,8 +24,8 @@ Lists = tuple[list[Tensor], list[Tensor], list[Tensor], list[Tensor]]
 torch.library.define(
     NORMALIZE,
     "(Tensor[] weights, Tensor[] us, Tensor[] vs, Tensor[] sigmas, SymInt[] dims, "
-    "SymInt[] n_power_iterations, float[] eps, Tensor[] due, bool[] keeps, ScalarType dtype, "
-    "str backend) "
+    "SymInt[] n_power_iterations, float[] eps, Tensor[] due, bool[] keeps, float[] bounds, "
+    "float[] scales, Tensor[] learned, ScalarType dtype, str backend) "
     "-> (Tensor[], Tensor[], Tensor[], Tensor[])",
     tags=TAGS,
 )
@@ -41,6 +41,9 @@ def _normalize(
     eps: list[float],
     due: list[Tensor],
     keeps: list[bool],
+    bounds: list[float],
+    scales: list[float],
+    learned: list[Tensor],
     dtype: torch.dtype,
     backend: str,
 ) -> Lists:
@@ -48,13 +51,14 @@ def _normalize(
     owners = [
         recomputation.owner_of(u) if kept else None for u, kept in zip(us, keeps, strict=True)
     ]
-    accesses = []
+    accesses, rescalings = [], rescalings_of(bounds, scales, learned)
     for i, owner in enumerate(owners):
         state, step = State(us[i], vs[i], sigmas[i]), _step(n_power_iterations[i], eps[i])
         if keeps[i]:
             is_due = not due or not _on_host(due[i]) or due[i].item() != 0
             state, step = recomputation.at_run_time(state, step, checkpoints, owner, is_due)
-        accesses.append(Access(weights[i], state.u, state.v, dims[i], step, dtype, backend))
+        taken = weights[i], state.u, state.v, dims[i], step, dtype, backend, rescalings[i]
+        accesses.append(Access(*taken))
     with torch.no_grad():
         outputs = normalize_eagerly(accesses, apart=True)
         if due and not in_backward() and not _on_host(due[0]):
@@ -103,6 +107,9 @@ def _fake_normalize(
     eps: list[float],
     due: list[Tensor],
     keeps: list[bool],
+    bounds: list[float],
+    scales: list[float],
+    learned: list[Tensor],
     dtype: torch.dtype,
     backend: str,
 ) -> Lists:
@@ -116,10 +123,10 @@ torch.library.register_fake(NORMALIZE, _fake_normalize)
 
 
 def _setup_context(ctx: Any, inputs: tuple[Any, ...], output: Lists) -> None:
-    weights, _, _, _, ctx.dims, _, _, due, _, _, ctx.backend = inputs
-    ctx.flags = len(due)
+    weights, _, _, _, ctx.dims, _, _, due, _, *numbers, learned, _, ctx.backend = inputs
+    ctx.flags, ctx.numbers = len(due), numbers
     _, us, vs, sigmas = output
-    ctx.save_for_backward(*weights, *us, *vs, *sigmas)
+    ctx.save_for_backward(*weights, *us, *vs, *sigmas, *learned)
     ctx.set_materialize_grads(False)
 
 
@@ -131,14 +138,20 @@ def _backward(
     grads_sigma: list[Tensor | None],
 ) -> Any:
     n = len(ctx.dims)
-    weights, us, vs, sigmas = (ctx.saved_tensors[k * n : (k + 1) * n] for k in range(4))
+    weights, us, vs, sigmas, learned = (ctx.saved_tensors[k * n : (k + 1) * n] for k in range(5))
     result: list[Tensor | None] = [None] * n
+    of_scales: list[Tensor | None] = [None] * len(learned)
     used = [i for i, grad in enumerate(grads) if grad is not None]
     if used:
-        chosen = [[each[i] for i in used] for each in (grads, weights, us, vs, sigmas, ctx.dims)]
-        grad_weights = torch.ops.snorm_triton.rescale_backward(*chosen, ctx.backend)
-        for i, grad_weight in zip(used, grad_weights, strict=True):
-            result[i] = grad_weight
+        lists = grads, weights, us, vs, sigmas, learned, ctx.dims, *ctx.numbers
+        chosen = [[each[i] for i in used if each] for each in lists]
+        gradients = torch.ops.snorm_triton.rescale_backward(*chosen, ctx.backend)
+        for each, of_kind in (
+            (result, gradients[: len(used)]),
+            (of_scales, gradients[len(used) :]),
+        ):
+            for i, gradient in zip(used, of_kind, strict=False):
+                each[i] = gradient
     for i, grad_sigma in enumerate(grads_sigma):
         if grad_sigma is not None:
             along = (grad_sigma * outer(us[i], vs[i], weights[i].shape, ctx.dims[i])).to(
@@ -147,7 +160,9 @@ def _backward(
             already = result[i]
             result[i] = along if already is None else already + along
     none: list[None] = [None] * n
-    return result, none, none, none, None, None, None, [None] * ctx.flags, None, None, None
+    flags = [None] * ctx.flags
+    numbers = None, None, None, flags, None, None, None
+    return result, none, none, none, *numbers, of_scales, None, None
 
 
 torch.library.register_autograd(NORMALIZE, _backward, setup_context=_setup_context)

@@ -17,13 +17,15 @@ from torch.distributed.tensor import DTensor, Shard
 
 from ...torch_internals.autograd import foreach_copy_, in_backward
 from .. import torch_any_device
-from ..autograd import differentiable_sigma, gradient_in_torch, outer
+from ..autograd import differentiable_sigma
 from ..calls import Access, Iterate, Normalized, Replay
+from ..derivatives import gradient_in_torch, outer
 from ..dispatch import backend_for
 from ..matrix_view import MatrixView, like_weight
 from ..power_iteration import estimate
+from ..rescaling import PLAIN, Rescaling, rescaled
 from ..state import write as write
-from ..torch_any_device import Matrix, in_dtype_of, nonzero
+from ..torch_any_device import Matrix, in_dtype_of
 from .composite import without_autocast
 from .shards import Layout, Shards, plain
 
@@ -57,8 +59,10 @@ def normalize(access: Access) -> Normalized:
     ``weight_sn`` has the weight's placements. Every rank of the mesh must call it, in one order.
     """
     access = _at_run_time(access)
-    weight, u, v, dim, step, dtype, backend = access
+    weight, u, v, dim, step, dtype, backend, rescaling = access
     check(weight, backend)
+    if weight.is_complex() and rescaling.learned is not None:
+        raise ValueError("scale='learned' takes no complex weight that is sharded")
     assert isinstance(weight, DTensor)
     layout, shard = Layout(weight, dim), cast(Tensor, _Shard.apply(weight))
     dense, view = layout.in_memory(shard.detach())
@@ -70,14 +74,16 @@ def normalize(access: Access) -> Normalized:
     # A rank may hold nothing of the weight, for which no kernel is launched.
     kernels = backend_for(dense, backend) if dense.numel() else torch_any_device
     direction = layout.rows(u), layout.columns(v).contiguous()
-    is_differentiable = torch.is_grad_enabled() and weight.requires_grad
+    is_differentiable = rescaling.is_differentiable(weight)
     if is_differentiable and weight.is_complex():
-        shard_sn = _rescale_in_torch(layout, shard, *direction, dtype)
+        shard_sn = _rescale_in_torch(layout, shard, *direction, dtype, rescaling)
     else:
-        shard_sn = kernels.normalize(dense, view, *direction, Replay(sigma), dtype).weight_sn
+        call = dense, view, *direction, Replay(sigma), dtype, rescaling.detached()
+        shard_sn = kernels.normalize(*call).weight_sn
     if is_differentiable:
         if not weight.is_complex():
-            shard_sn = _Rescaled.apply(layout, view, (*direction, sigma), shard_sn, shard)
+            taken, scale = (*direction, sigma, rescaling.detached()), rescaling.learned
+            shard_sn = _Rescaled.apply(layout, view, taken, shard_sn, shard, scale)
         sigma = differentiable_sigma(sigma, shard, direction[0], direction[1].conj(), dim)
     return Normalized(_sharded_as(weight, shard_sn), u, v, sigma, is_written=True)
 
@@ -99,7 +105,10 @@ def _at_run_time(access: Access) -> Access:
             step = Replay(plain(step.live[2]).to(u.dtype))
         if due is not None and is_due:
             due.zero_()
-    return access._replace(u=u, v=v, step=step)
+    rescaling, learned = access.rescaling, access.rescaling.learned
+    if isinstance(learned, DTensor):
+        rescaling = rescaling._replace(learned=learned.full_tensor())
+    return access._replace(u=u, v=v, step=step, rescaling=rescaling)
 
 
 def _sharded_as(weight: DTensor, shard: Tensor) -> Tensor:
@@ -140,41 +149,52 @@ class _Sum(torch.autograd.Function):
 
 
 class _Rescaled(torch.autograd.Function):
-    """shard -> shard / sigma, already computed; u and v are the shard's own parts."""
+    """shard and scale -> shard / sigma, already computed; u and v are the shard's own parts."""
 
     @staticmethod
     def forward(
         ctx: Any,
         layout: Layout,
         view: MatrixView,
-        estimate: tuple[Tensor, Tensor, Tensor],
+        taken: tuple[Tensor, Tensor, Tensor, Rescaling],
         shard_sn: Tensor,
         shard: Tensor,
+        learned: Tensor | None,
     ) -> Tensor:
-        ctx.save_for_backward(shard, *estimate)
-        ctx.layout, ctx.view = layout, view
+        *state, rescaling = taken
+        ctx.save_for_backward(shard, *state, learned)
+        ctx.layout, ctx.view, ctx.rescaling = layout, view, rescaling
         return shard_sn
 
     @staticmethod
     def backward(ctx: Any, grad: Tensor) -> Any:
-        shard, u, v, sigma = ctx.saved_tensors
-        layout, view = ctx.layout, ctx.view
+        shard, u, v, sigma, learned = ctx.saved_tensors
+        layout, view, rescaling = ctx.layout, ctx.view, ctx.rescaling._replace(learned=learned)
         if torch.is_grad_enabled():  # the gradient itself is to be differentiated
+            if learned is not None:
+                raise RuntimeError(
+                    "the gradient of a sharded weight with scale='learned' is not differentiable"
+                )
             total = partial(_Sum.apply, layout)
-            grad_shard = gradient_in_torch(grad, shard, u, v, layout.dim, total)
+            gradients = gradient_in_torch(grad, shard, u, v, layout.dim, rescaling, total)
         else:
             dense, _ = layout.in_memory(shard)
             grad = like_weight(grad, dense, view, layout.dim)
-            of_shard = grad, dense, view, u, v, sigma
-            grad_shard = torch_any_device.rescale_backward(*of_shard, layout.sum)
-        return None, None, None, None, grad_shard
+            of_shard = grad, dense, view, u, v, sigma, rescaling
+            gradients = torch_any_device.rescale_backward(*of_shard, layout.sum)
+        return None, None, None, None, *gradients
 
 
 def _rescale_in_torch(
-    layout: Layout, shard: Tensor, u: Tensor, v: Tensor, dtype: torch.dtype
+    layout: Layout,
+    shard: Tensor,
+    u: Tensor,
+    v: Tensor,
+    dtype: torch.dtype,
+    rescaling: Rescaling = PLAIN,
 ) -> Tensor:
     """``shard / sigma`` in torch's own differentiable operations."""
     wide = in_dtype_of(shard, u)
     direction = outer(u.conj(), v, shard.shape, layout.dim)
     sigma: Tensor = _Sum.apply(layout, (direction * wide).sum())
-    return (wide / nonzero(sigma)).to(dtype)
+    return rescaled(wide, sigma, rescaling).to(dtype)
