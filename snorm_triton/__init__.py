@@ -5,6 +5,7 @@ from typing import TYPE_CHECKING, Any
 from . import functional
 from .api.orthogonal import apply_orthogonal, orthogonal, remove_orthogonal
 from .api.spectral_norm import refresh_spectral_norm, remove_spectral_norm, spectral_norm
+from .api.spectral_penalty import spectral_penalty
 from .api.weight_norm import apply_weight_norm, remove_weight_norm, weight_norm
 from .api.whole_models import apply_spectral_norm
 from .checkpoints.state_dicts import convert_state_dict
@@ -62,6 +63,7 @@ __all__ = [
     "remove_weight_norm",
     "sigmas",
     "spectral_norm",
+    "spectral_penalty",
     "weight_norm",
 ]
 

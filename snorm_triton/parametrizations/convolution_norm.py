@@ -45,7 +45,8 @@ class ConvolutionNormParametrization(SpectralNormParametrization):
         """Never: each is a convolution of its own."""
         return False
 
-    def _mode(self, weight: Tensor) -> modes.Mode:
+    def mode(self, weight: Tensor) -> modes.Mode:
+        """The way of an access to ``weight`` here and now."""
         return OfConvolution(self.geometry)
 
     def _shapes(self, weight: Tensor) -> tuple[tuple[int, ...], tuple[int, ...]]:

@@ -112,13 +112,14 @@ class SpectralNormParametrization(SingularVectors):
             return self._normalize(weight, checkpoints)
 
     def _normalize(self, weight: Tensor, checkpoints: recomputation.Checkpoints | None) -> Tensor:
-        access, mode = self.access((weight,), checkpoints), self._mode(weight)
+        access, mode = self.access((weight,), checkpoints), self.mode(weight)
         output = mode.normalize(access)
         mode.write((access,), (output,))
         self.settle(access, output, checkpoints)
         return output.weight_sn
 
-    def _mode(self, weight: Tensor) -> modes.Mode:
+    def mode(self, weight: Tensor) -> modes.Mode:
+        """The way of an access to ``weight`` here and now."""
         return modes.current(weight)
 
     def joins(self, originals: Originals) -> bool:
@@ -203,7 +204,7 @@ class SpectralNormParametrization(SingularVectors):
         options, dtype = self.options, self.output_dtype(weight)
         taken = state.u, state.v, options.dim or 0, Replay(state.sigma), dtype, options.backend
         access = Access(weight, *taken, rescaling_of(self))
-        return self._mode(weight).normalize(access).weight_sn
+        return self.mode(weight).normalize(access).weight_sn
 
     def replaced(self) -> None:
         """The weight, or u and v, are others than an access has left."""

@@ -1,0 +1,323 @@
+"""A bound and a scale over the life of a module: started, trained, copied, saved and taken off."""
+
+import copy
+import io
+import pickle
+
+import pytest
+import torch
+from torch import nn
+from torch.autograd import forward_ad
+from torch.func import functional_call, grad, vmap
+from torch.testing import assert_close
+
+import snorm_triton
+from snorm_triton import (
+    apply_spectral_norm,
+    convert_spectral_norm,
+    fold,
+    refresh_spectral_norm,
+    remove_spectral_norm,
+    sigmas,
+    spectral_norm,
+)
+
+pytestmark = [
+    # As torch imports its own.
+    pytest.mark.filterwarnings("ignore:.*torch.jit"),
+    # As dynamo looks at its inputs.
+    pytest.mark.filterwarnings("ignore:The .grad attribute:UserWarning"),
+]
+SCALE = "parametrizations.weight.0.scale"
+
+
+def norm_of(layer):
+    return layer.parametrizations.weight[0]
+
+
+@pytest.fixture
+def learned():
+    return spectral_norm(nn.Linear(6, 4), scale="learned")
+
+
+def step(layer):
+    layer(torch.randn(2, 6)).square().sum().backward()
+    torch.optim.SGD(layer.parameters(), lr=0.1).step()
+
+
+@pytest.mark.parametrize("bound", [None, 0.1, 100.0])
+@pytest.mark.parametrize(
+    "make", [lambda: nn.Linear(6, 4), lambda: nn.LayerNorm(6), lambda: nn.ConvTranspose1d(6, 4, 3)]
+)
+def test_a_learned_scale_leaves_the_layer_what_it_was(make, bound):
+    layer = make()
+    before = layer.weight.detach().clone()
+    spectral_norm(layer, scale="learned", bound=bound).eval()
+    # Registered, the weight was accessed once, which iterated.
+    assert_close(layer.weight.detach(), before, rtol=1e-3, atol=1e-6)
+    assert isinstance(norm_of(layer).scale, nn.Parameter)
+    assert norm_of(layer).scale.shape == (1,)
+    assert SCALE in layer.state_dict()
+
+
+def test_it_starts_anew_with_what_is_written_before_the_first_forward(learned):
+    nn.init.normal_(learned.weight, std=3)
+    written = learned.weight_orig.detach().clone()
+    x = torch.randn(2, 6)
+    assert_close(learned(x), nn.functional.linear(x, written, learned.bias), rtol=1e-4, atol=1e-4)
+
+
+@pytest.mark.parametrize("duplicate", [copy.deepcopy, lambda x: pickle.loads(pickle.dumps(x))])
+def test_a_copy_starts_as_its_original_would_and_then_goes_its_own_way(learned, duplicate):
+    twin = duplicate(learned)
+    nn.init.normal_(twin.weight, std=3)
+    x = torch.randn(2, 6)
+    expected = nn.functional.linear(x, twin.weight_orig, twin.bias)
+    assert_close(twin(x), expected, rtol=1e-4, atol=1e-4)
+    step(twin)
+    assert norm_of(twin).scale != norm_of(learned).scale
+    third = duplicate(twin)
+    assert torch.equal(third(x), copy.deepcopy(twin)(x))
+
+
+def test_what_was_learned_outlives_refresh_and_a_state_dict(learned):
+    step(learned)
+    trained = norm_of(learned).scale.detach().clone()
+    refresh_spectral_norm(learned)
+    assert torch.equal(norm_of(learned).scale, trained)
+    other = spectral_norm(nn.Linear(6, 4), scale="learned")
+    other.load_state_dict(learned.state_dict())
+    assert torch.equal(norm_of(other).scale, trained)
+    refresh_spectral_norm(other)
+    assert torch.equal(norm_of(other).scale, trained)
+
+
+def test_on_the_meta_device_it_starts_once_there_are_values():
+    with torch.device("meta"):
+        layer = spectral_norm(nn.Linear(6, 4), scale="learned")
+    layer.to_empty(device="cpu")
+    weight = torch.randn(4, 6)
+    with torch.no_grad():
+        layer.parametrizations.weight.original.copy_(weight)
+        layer.bias.zero_()
+    x = torch.randn(2, 6)
+    assert_close(layer(x), x @ weight.T, rtol=1e-4, atol=1e-4)
+
+
+def test_a_lazy_layer():
+    layer = spectral_norm(nn.LazyLinear(4), scale="learned", bound=0.5)
+    x = torch.randn(2, 6)
+    layer(x)
+    expected = nn.functional.linear(x, layer.weight_orig, layer.bias)
+    assert_close(layer(x), expected, rtol=1e-3, atol=1e-3)
+
+
+def test_a_float_may_be_of_half_precision_while_the_state_is_not(learned):
+    learned.bfloat16()
+    assert norm_of(learned).scale.dtype == torch.bfloat16
+    assert learned.weight.dtype == torch.bfloat16
+    assert norm_of(learned)._u.dtype == torch.float32
+
+
+def test_an_evaluation_that_is_kept_sees_a_change_of_the_scale(learned):
+    learned.eval()
+    with torch.no_grad():
+        before = learned.weight.clone()
+        norm_of(learned).scale.mul_(2)
+        assert_close(learned.weight, 2 * before)
+
+
+@pytest.mark.parametrize("options", [{"scale": "learned"}, {"bound": 0.5}, {"scale": 3.0}], ids=str)
+def test_policy_update(options):
+    layer = spectral_norm(nn.Linear(6, 4), power_iter="update", **options)
+    x = torch.randn(2, 6)
+    layer(x)
+    first, second = layer.weight, layer.weight
+    assert torch.equal(first, second)
+    first.square().sum().backward()
+    once = [p.grad.clone() for p in layer.parameters() if p.grad is not None]
+    second.square().sum().backward()
+    twice = [p.grad for p in layer.parameters() if p.grad is not None]
+    for both, each in zip(twice, once, strict=True):
+        assert_close(both, 2 * each)
+
+
+def test_a_frozen_weight_whose_scale_is_trained(backend):
+    model = apply_spectral_norm(
+        nn.Sequential(nn.Linear(6, 5), nn.Linear(5, 4)),
+        scale="learned",
+        backend=backend,
+        foreach=True,
+    )
+    for layer in model:
+        layer.parametrizations.weight.original.requires_grad_(False)
+    for run in (lambda: model(torch.ones(2, 6)), lambda: model[1](torch.ones(2, 5))):
+        run().sum().backward()
+    assert all(norm_of(layer).scale.grad is not None for layer in model)
+    assert all(layer.parametrizations.weight.original.grad is None for layer in model)
+
+
+def test_a_scale_that_changes_before_the_backward_is_refused(learned):
+    y = learned(torch.randn(2, 6)).sum()
+    with torch.no_grad():
+        norm_of(learned).scale.mul_(2)
+    with pytest.raises(RuntimeError, match=r"learned scale .* modified by an inplace operation"):
+        y.backward()
+
+
+def test_it_is_removed_and_folded(learned):
+    step(learned)
+    expected = learned.eval().weight.detach().clone()
+    folded = copy.deepcopy(learned)
+    fold(folded)
+    remove_spectral_norm(learned)
+    for layer in (learned, folded):
+        assert_close(layer.weight.detach(), expected)
+        assert set(dict(layer.named_parameters())) == {"weight", "bias"}
+
+
+@pytest.mark.parametrize("options", [{"scale": "learned"}, {"scale": 2.0}, {"bound": 0.5}], ids=str)
+def test_torchs_has_none(options):
+    layer = spectral_norm(nn.Linear(6, 4), **options)
+    with pytest.raises(ValueError, match=f"torch's spectral norm has no {next(iter(options))}="):
+        convert_spectral_norm(layer, to="torch")
+
+
+@pytest.mark.parametrize(
+    ("option", "value"),
+    [
+        ("bound", 0),
+        ("bound", -1.0),
+        ("bound", float("nan")),
+        ("bound", True),
+        ("bound", "1"),
+        ("scale", 0.0),
+        ("scale", float("inf")),
+        ("scale", float("nan")),
+        ("scale", "learnt"),
+        ("scale", None),
+    ],
+)
+def test_what_is_no_bound_or_scale_is_refused(option, value):
+    layer = nn.Linear(6, 4)
+    state = copy.deepcopy(layer.state_dict())
+    for normalize in (spectral_norm, apply_spectral_norm):
+        with pytest.raises(ValueError, match=f"{option} must be positive"):
+            normalize(layer, **{option: value})
+    assert layer.state_dict().keys() == state.keys()
+
+
+def test_the_function_refuses_the_same():
+    weight, u, v = torch.randn(3, 2), torch.ones(3), torch.ones(2)
+    for options in ({"bound": -1.0}, {"scale": 0.0}, {"scale": torch.ones(2)}):
+        with pytest.raises(ValueError, match=next(iter(options))):
+            snorm_triton.functional.spectral_normalize(weight, u, v, **options)
+
+
+@pytest.mark.parametrize("options", [{"scale": "learned"}, {"bound": 0.1, "scale": 2.0}], ids=str)
+class TestWays:
+    """Whatever runs an access, it computes what eager mode computes."""
+
+    @pytest.fixture
+    def model(self, options):
+        model = nn.Sequential(nn.Linear(6, 5), nn.Tanh(), nn.Linear(5, 4))
+        return apply_spectral_norm(model, **options)
+
+    def results(self, run, model):
+        x = torch.linspace(-1, 1, 12).view(2, 6)
+        y = run(x)
+        grads = torch.autograd.grad(y.square().sum(), list(model.parameters()))
+        return y, *grads
+
+    @pytest.mark.parametrize("foreach", [False, True])
+    def test_compiled(self, model, foreach):
+        apply_spectral_norm(model, foreach=foreach)
+        twin = copy.deepcopy(model)
+        torch.compiler.reset()
+        compiled = torch.compile(twin, fullgraph=True, backend="aot_eager")
+        for _ in range(2):
+            assert_close(self.results(compiled, twin), self.results(model, model))
+
+    def test_exported(self, model):
+        x = torch.randn(2, 6)
+        program = torch.export.export(model.eval(), (x,))
+        assert_close(program.module()(x), model(x))
+
+    def test_transformed(self, model):
+        x = torch.randn(2, 6)
+        twin = copy.deepcopy(model)
+        parameters = {key: p.detach() for key, p in twin.named_parameters()}
+        grads = grad(lambda p: functional_call(twin, p, (x,)).square().sum())(parameters)
+        model(x).square().sum().backward()
+        for key, p in model.named_parameters():
+            assert_close(grads[key], p.grad)
+
+    def test_per_sample(self, model):
+        model.eval()
+        parameters = {key: p.detach() for key, p in model.named_parameters()}
+
+        def loss(p, x):
+            return functional_call(model, p, (x,)).square().sum()
+
+        x = torch.randn(3, 6)
+        each = vmap(grad(loss), (None, 0))(parameters, x)
+        model(x).square().sum().backward()
+        for key, p in model.named_parameters():
+            assert_close(each[key].sum(0), p.grad)
+
+    def test_forward_mode(self, model):
+        model.eval()
+        x, tangent = torch.randn(2, 6), [torch.randn_like(p) for p in model.parameters()]
+        names = [key for key, _ in model.named_parameters()]
+        y = model(x)
+        with forward_ad.dual_level():
+            duals = {
+                key: forward_ad.make_dual(p.detach(), t)
+                for key, p, t in zip(names, model.parameters(), tangent, strict=True)
+            }
+            ours = forward_ad.unpack_dual(functional_call(model, duals, (x,))).tangent
+        step = 1e-3
+        with torch.no_grad():
+            for p, t in zip(model.parameters(), tangent, strict=True):
+                p += step * t
+        assert_close(ours, (model(x) - y) / step, rtol=0.02, atol=0.02)
+
+    def test_under_autocast(self, model):
+        x = torch.randn(2, 6)
+        with torch.autocast("cpu", torch.bfloat16):
+            y = model(x)
+        assert y.dtype == torch.bfloat16
+        assert_close(y.float(), model(x), rtol=0.05, atol=0.05)
+
+    def test_saved_and_loaded(self, model, options):
+        step(model)
+        file = io.BytesIO()
+        torch.save(model.state_dict(), file)
+        file.seek(0)
+        other = nn.Sequential(nn.Linear(6, 5), nn.Tanh(), nn.Linear(5, 4))
+        apply_spectral_norm(other, **options)
+        other.load_state_dict(torch.load(file, weights_only=True))
+        x = torch.randn(2, 6)
+        assert torch.equal(other.eval()(x), model.eval()(x))
+
+    @pytest.mark.parametrize("kind", [nn.Conv2d, nn.ConvTranspose2d])
+    def test_of_a_convolution_itself(self, options, kind):
+        layer = kind(2, 3, 3)
+        shape = {"operator": "convolution", "input_shape": (2, 5, 5)}
+        spectral_norm(layer, **shape, **options).eval()
+        sigma = sigmas(layer)["weight"]
+        scale = norm_of(layer).scale if options["scale"] == "learned" else options["scale"]
+        divisor = sigma if "bound" not in options else (sigma / options["bound"]).clamp_min(1)
+        assert_close(layer.weight, scale * layer.weight_orig / divisor)
+
+    def test_of_a_complex_weight(self, options):
+        layer = spectral_norm(nn.Linear(6, 4, dtype=torch.complex64), **options).eval()
+        norm = norm_of(layer)
+        sigma = sigmas(layer)["weight"]
+        scale = norm.scale if options["scale"] == "learned" else options["scale"]
+        divisor = sigma if "bound" not in options else (sigma / options["bound"]).clamp_min(1)
+        weight = layer.weight
+        assert_close(weight, scale * layer.weight_orig / divisor)
+        weight.abs().sum().backward()
+        if options["scale"] == "learned":
+            assert norm.scale.grad.dtype == torch.float32
