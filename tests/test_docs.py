@@ -11,6 +11,7 @@ import snorm_triton
 MODULES = [
     "snorm_triton.api.orthogonal",
     "snorm_triton.api.spectral_norm",
+    "snorm_triton.api.spectral_penalty",
     "snorm_triton.api.weight_norm",
     "snorm_triton.checkpoints.state_dicts",
     "snorm_triton.lipschitz.bound",

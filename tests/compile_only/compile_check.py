@@ -35,6 +35,7 @@ from triton.runtime.jit import JITFunction
 from snorm_triton.kernels import backend, config, launch, weight_norm_together
 from snorm_triton.ops.calls import Call, Evaluate, GradientCall, Iterate, Replay, State
 from snorm_triton.ops.matrix_view import MatrixView, in_matrix_layout
+from snorm_triton.ops.rescaling import Rescaling
 from snorm_triton.ops.row_scaling import RowScaling, RowScalingGradient
 
 TARGETS = {
@@ -85,6 +86,9 @@ LAYOUTS = {
     "ConvTranspose2d 512-256 k2": ((512, 256, 2, 2), 1, False),
     "Conv2d dim=2 channels_last": ((64, 32, 3, 3), 2, True),
 }
+
+# Of these shapes with a bound and a learned scale too, of which the layout is no matter.
+RESCALED = ((3, 5), (101, 100))
 
 
 @dataclass(frozen=True)
@@ -166,6 +170,16 @@ def run_every_launcher(
     steps = (Evaluate(1e-12), Iterate(2), Iterate(2, live), Replay(sigma))
     calls = [Call(weight, view, u, v, step, dtype) for step in steps]
     gradient = GradientCall(weight, weight, view, u, v, sigma)
+    launch_calls(calls, gradient)
+    if shape in RESCALED:
+        rescaling = Rescaling(0.5, 1.0, torch.empty(1, dtype=dtype, device="meta"))
+        rescaled = [call._replace(rescaling=rescaling) for call in calls]
+        launch_calls(rescaled, gradient._replace(rescaling=rescaling))
+    for rows in (view, MatrixView(1, 1, weight.numel())):
+        scale_rows_and_back(weight, rows, torch.empty(rows.M, dtype=dtype, device="meta"))
+
+
+def launch_calls(calls: list[Call], gradient: GradientCall) -> None:
     for small in (config.SMALL, 0):
         with mock.patch.object(config, "SMALL", small):
             for call in calls:
@@ -175,8 +189,6 @@ def run_every_launcher(
         is_live = isinstance(call.step, Iterate) and call.step.live is not None
         backend.normalize_together([call] * 3, apart=not is_live)
     backend.rescale_backward_together([gradient] * 3)
-    for rows in (view, MatrixView(1, 1, weight.numel())):
-        scale_rows_and_back(weight, rows, torch.empty(rows.M, dtype=dtype, device="meta"))
 
 
 def scale_rows_and_back(weight: Tensor, view: MatrixView, g: Tensor) -> None:
@@ -212,7 +224,8 @@ def variant_of(kernel: JITFunction, layout: str, arguments: dict[str, Any]) -> V
     signature, constants, aligned = [], [], []
     for parameter in kernel.params:
         name, value = parameter.name, arguments[parameter.name]
-        if parameter.is_constexpr or (isinstance(value, int) and value == 1):
+        is_one = isinstance(value, int) and value == 1
+        if parameter.is_constexpr or is_one or value is None:
             signature.append((name, "constexpr"))
             constants.append((name, value))
             continue

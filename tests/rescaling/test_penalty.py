@@ -111,9 +111,7 @@ def test_after_another_parametrization():
 
 
 def test_a_model_without_any_is_refused():
-    with pytest.raises(
-        ValueError, match="no spectral norm of snorm_triton is registered"
-    ):
+    with pytest.raises(ValueError, match="no spectral norm of snorm_triton is registered"):
         spectral_penalty(nn.Linear(2, 2))
     with pytest.raises(ValueError, match="weight waits for its module's first forward"):
         spectral_penalty(spectral_norm(nn.LazyLinear(2)))
