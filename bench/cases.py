@@ -4,11 +4,12 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass
+from functools import partial
 
 import torch
 from torch import nn
 
-from bench.normalizations import SPECTRAL_NORM, WEIGHT_NORM
+from bench.normalizations import CONVOLUTION_NORM, ORTHOGONAL, SPECTRAL_NORM, WEIGHT_NORM
 from bench.vocoders import HiFiGAN
 from snorm_triton import SNDCGANDiscriminator, SNResNetDiscriminator
 
@@ -46,9 +47,12 @@ def conv_transpose2d() -> nn.Module:
     return nn.ConvTranspose2d(1024, 512, 4)
 
 
-def scaled(name: str, build: Callable[[], nn.Module]) -> Case:
-    """A case of weight norm."""
-    return Case(f"{name}, {WEIGHT_NORM}", build, constraint=WEIGHT_NORM)
+def of(constraint: str, name: str, build: Callable[[], nn.Module]) -> Case:
+    """A case of another constraint."""
+    return Case(f"{name}, {constraint}", build, constraint=constraint)
+
+
+scaled = partial(of, WEIGHT_NORM)
 
 
 LAYERS = (
@@ -77,6 +81,11 @@ LAYERS = (
     scaled("Conv1d 256-256 k11", lambda: nn.Conv1d(256, 256, 11)),
     scaled("ConvTranspose1d 512-256 k16", lambda: nn.ConvTranspose1d(512, 256, 16)),
     scaled("Linear 1024-1024", lambda: nn.Linear(1024, 1024)),
+    of(ORTHOGONAL, "Linear 64-64", lambda: nn.Linear(64, 64)),
+    of(ORTHOGONAL, "Linear 512-512", lambda: nn.Linear(512, 512)),
+    of(ORTHOGONAL, "Linear 512-128", lambda: nn.Linear(512, 128)),
+    of(CONVOLUTION_NORM, "Conv2d 3-64 k3", lambda: nn.Conv2d(3, 64, 3, padding=1)),
+    of(CONVOLUTION_NORM, "Conv2d 128-128 k3", lambda: nn.Conv2d(128, 128, 3, padding=1)),
 )
 MODELS = (
     Case("SN-DCGAN", lambda: SNDCGANDiscriminator(normalization=None), compiled=True),

@@ -24,7 +24,7 @@ from bench.cases import LAYERS, MODELS, Case
 from bench.conditions import conditions, tree
 from bench.device import device_name, find_gpu
 from bench.measure import build
-from bench.normalizations import FOREACH, NEW, OURS, PER_LAYER
+from bench.normalizations import FOREACH, NEW, OURS, PER_LAYER, those_of
 from bench.variants import COPY, Run, Setting, access, copy
 
 CACHE_BYTES = 512 << 20  # more than any cache holds
@@ -35,7 +35,8 @@ NAME = 60  # characters of a kernel's; those of templates that begin alike are o
 
 def builders(setting: Setting, is_model: bool) -> dict[str, Callable[[], Run]]:
     """A copy of the weights moves what no normalization can do without; it has no backward."""
-    names = (FOREACH, PER_LAYER, NEW) if is_model else (OURS, NEW)
+    ours = (FOREACH, PER_LAYER) if is_model else (OURS,)
+    names = those_of(setting.case.constraint, *ours, NEW)
     accesses = {name: partial(access, setting, name) for name in names}
     return accesses if setting.backward else {COPY: partial(copy, setting), **accesses}
 

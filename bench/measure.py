@@ -16,7 +16,14 @@ import snorm_triton
 from bench.conditions import conditions
 from bench.device import cpu_seconds_of_others, synchronize
 from bench.memory import memory_of
-from bench.normalizations import BY_CONSTRAINT, LEGACY, NEW, PER_LAYER, SPECTRAL_NORM
+from bench.normalizations import (
+    BY_CONSTRAINT,
+    LEGACY,
+    NEW,
+    PER_LAYER,
+    SPECTRAL_NORM,
+    layers_of,
+)
 from bench.rotation import Rotation
 from bench.variants import GRAPHED, NEW_COMPILED, Run
 
@@ -58,12 +65,14 @@ def build(
 
 def subject(model: nn.Module, constraint: str = SPECTRAL_NORM) -> dict[str, Any]:
     """What is normalized, and by which backend of ours; the model stays normalized."""
+    weights = len(layers_of(model))
     BY_CONSTRAINT[constraint][PER_LAYER](model)
     reports = snorm_triton.backend_report(model)
     return {
-        "backend": ", ".join(dict.fromkeys(report.backend for report in reports)),
+        "constraint": constraint,
+        "backend": ", ".join(dict.fromkeys(report.backend for report in reports)) or "torch",
         "reason": "; ".join(dict.fromkeys(report.reason for report in reports)),
-        "weights": len(reports),
+        "weights": weights,
         "bytes": sum(
             weight.nbytes
             for name, weight in model.named_parameters()

@@ -20,11 +20,12 @@ from bench.result import (
     COMPILED_SUITES,
     SUITES,
     Result,
+    Row,
+    constraint_of,
     file_name,
     mean_ratio,
     pool,
     rows_of,
-    values,
 )
 from bench.run_tables import device_time_section, overhead_table, steps_table, tests_section
 from bench.saved import load
@@ -69,15 +70,17 @@ rows only. An empty cell was not measured.
 
 
 def means(result: Result) -> str:
-    """Geometric means over the layers and over the models, for each dtype and pass."""
+    """Geometric means over the layers and over the models: each constraint, dtype and pass."""
     lines = []
     for suite, title in SUITES.items():
-        for dtype in values(rows_of(result, suite), "dtype"):
-            for direction in values(rows_of(result, suite), "pass"):
-                rows = [row for row in rows_of(result, suite, direction) if row["dtype"] == dtype]
-                each = [mean_ratio(rows, name) for name in (NEW, LEGACY, COPY)]
-                cells = ["" if mean is None else f"{mean:.2f}" for mean in each]
-                lines.append([f"{title}, {direction}", dtype, str(len(rows)), *cells])
+        alike: dict[tuple[str, ...], list[Row]] = {}
+        for row in rows_of(result, suite):
+            kind = constraint_of(row), row["dtype"], row["pass"]
+            alike.setdefault(kind, []).append(row)
+        for (constraint, dtype, direction), rows in alike.items():
+            each = [mean_ratio(rows, name) for name in (NEW, LEGACY, COPY)]
+            cells = ["" if mean is None else f"{mean:.2f}" for mean in each]
+            lines.append([f"{title}, {constraint}, {direction}", dtype, str(len(rows)), *cells])
     if not lines:
         return ""
     header = ["", "dtype", "rows", *(f"{name} / ours" for name in (NEW, LEGACY, COPY))]

@@ -8,7 +8,7 @@ from pathlib import Path
 from statistics import geometric_mean, median
 from typing import Any, NamedTuple
 
-from bench.normalizations import NEW
+from bench.normalizations import NEW, SPECTRAL_NORM, WEIGHT_NORM
 
 Row = dict[str, Any]
 Result = dict[str, Any]
@@ -117,6 +117,13 @@ def rows_of(result: Result, suite: str, direction: str | None = None) -> list[Ro
 def values(rows: list[Row], key: str) -> list[Any]:
     """The different values of a column, in the order they come."""
     return list(dict.fromkeys(row[key] for row in rows))
+
+
+def constraint_of(row: Row) -> str:
+    """That of a row, which did not say so when there was one alone, and later in its name."""
+    named = WEIGHT_NORM if row["case"].endswith(WEIGHT_NORM) else SPECTRAL_NORM
+    constraint: str = row.get("constraint", named)
+    return constraint
 
 
 def ratio(row: Row, name: str) -> Ratio | None:

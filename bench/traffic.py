@@ -35,7 +35,13 @@ from bench.accesses import Launch, Traffic, recorded_launches
 from bench.bandwidth import COUNTS, case_of, save_counts
 from bench.cases import LAYERS, MODELS
 from bench.conditions import kernels_digest
-from bench.normalizations import BY_CONSTRAINT, FOREACH, SPECTRAL_NORM, WEIGHT_NORM
+from bench.normalizations import (
+    BY_CONSTRAINT,
+    FOREACH,
+    HAVE_KERNELS,
+    SPECTRAL_NORM,
+    WEIGHT_NORM,
+)
 from bench.subjects import Model, Subject, Weight, copy_bytes, weight_of
 from snorm_triton.functional import matrix_shape, spectral_normalize, state_dtype
 from snorm_triton.ops.torch_row_scaling import norm_except
@@ -183,7 +189,8 @@ def subjects(arguments: argparse.Namespace) -> list[tuple[str, Subject]]:
         return [("weight", Weight(shape, arguments.dim, layout, dtype, arguments.constraint))]
     every: list[tuple[str, Subject]] = []
     for each in SAVED_DTYPES if arguments.save else (dtype,):
-        every += [(case.name, weight_of(case, each)) for case in LAYERS]
+        layers = [case for case in LAYERS if case.constraint in HAVE_KERNELS]
+        every += [(case.name, weight_of(case, each)) for case in layers]
         every += [(case.name, Model(case.name, each)) for case in MODELS]
     if not arguments.all_cases:
         return [(name, subject) for name, subject in every if subject.elements <= LONG]
@@ -195,7 +202,7 @@ def parse(arguments: list[str]) -> argparse.Namespace:
     parser.add_argument("--shape", type=int, nargs="+", help="of one weight; default: the layers")
     parser.add_argument("--model", choices=[case.name for case in MODELS])
     parser.add_argument("--dim", type=int, default=0, help="its dimension of the outputs")
-    parser.add_argument("--constraint", choices=BY_CONSTRAINT, default=SPECTRAL_NORM)
+    parser.add_argument("--constraint", choices=HAVE_KERNELS, default=SPECTRAL_NORM)
     parser.add_argument("--channels-last", action="store_true", help="its layout")
     parser.add_argument("--dtype", choices=DTYPES, default=DTYPES[0])
     parser.add_argument("--all-cases", action="store_true", help="large ones too")

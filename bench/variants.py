@@ -10,7 +10,15 @@ import torch
 from torch import Tensor, nn
 
 from bench.cases import Case
-from bench.normalizations import BY_CONSTRAINT, LEGACY, NEW, layers_of, raw_weights
+from bench.normalizations import (
+    BY_CONSTRAINT,
+    LEGACY,
+    NEW,
+    NEWTON_SCHULZ,
+    layers_of,
+    raw_weights,
+    those_of,
+)
 
 COPY = "copy"
 COMPILES, GRAPHED = "{}, compiled", "{}, CUDA graph"
@@ -110,7 +118,8 @@ def builders(
     setting: Setting, ours: tuple[str, ...], variants: str, compiles: bool = True
 ) -> dict[str, Callable[[], Run]]:
     """The variants by name, each to be built when its turn comes; the first of `ours` leads."""
-    eager = ours[:1] if variants == COMPILED else (*ours, NEW, LEGACY)
+    others = those_of(setting.case.constraint, NEWTON_SCHULZ, NEW, LEGACY)
+    eager = ours[:1] if variants == COMPILED else (*ours, *others)
     chosen: dict[str, Callable[[], Run]] = {COPY: partial(copy, setting)}
     for normalization in eager:
         chosen[normalization] = partial(access, setting, normalization)
@@ -121,6 +130,6 @@ def builders(
         if variants == COMPILED:  # after torch's, so that no reset takes away what it compiled
             chosen[COMPILES.format(ours[0])] = partial(access, setting, ours[0], compiled=True)
     if setting.device.type == "cuda":
-        for normalization in (ours[0], NEW):
+        for normalization in those_of(setting.case.constraint, ours[0], NEW):
             chosen[GRAPHED.format(normalization)] = partial(graphed_access, setting, normalization)
     return chosen

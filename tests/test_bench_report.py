@@ -121,7 +121,7 @@ def test_geometric_means():
     rows = [layer_row("a", new=2.0), layer_row("b", new=8.0)]
     assert mean_ratio(rows, NEW) == pytest.approx(4)
     assert mean_ratio([*rows, layer_row("c", variants={})], NEW) is None
-    line = "| One weight, forward | float32 | 2 | 4.00 | 2.00 | 0.50 |"
+    line = "| One weight, spectral norm, forward | float32 | 2 | 4.00 | 2.00 | 0.50 |"
     assert line in report.markdown(result_of(*rows))
 
 

@@ -44,6 +44,7 @@ PUBLIC_NAMES = {
     "remove_weight_norm",
     "sigmas",
     "spectral_norm",
+    "spectral_penalty",
     "weight_norm",
 }
 

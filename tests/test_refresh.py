@@ -174,6 +174,7 @@ def test_a_reset_that_fails_leaves_the_module_normalized():
         def reset_parameters(self):
             if self.fails:
                 raise RuntimeError("no")
+            super().reset_parameters()
 
     layer = spectral_norm(Failing(6, 4)).eval()
     layer.fails = True

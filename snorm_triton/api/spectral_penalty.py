@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from functools import partial
 from typing import Any, cast
 
 import torch
@@ -23,7 +22,6 @@ Normed = tuple[SpectralNormParametrization, Tensor]
 """A spectral norm and the tensor that it is of."""
 
 
-@partial(torch.compiler.disable, reason="spectral_penalty looks through the model as it is called")
 def spectral_penalty(model: nn.Module) -> Tensor:
     r"""Half the sum of the squared spectral norms of a model's normalized parameters.
 
