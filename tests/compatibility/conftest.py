@@ -26,7 +26,6 @@ PROMISE = "promise"
 WORKS = ("works", None)
 # Promised, and not kept yet or not tried: these stand in the table, without a test that ran.
 NOT_YET = [
-    ("A soft bound: divide only where sigma exceeds it", "none", "not built yet"),
     ("DataParallel over several GPUs", "not tried", "not tried"),
 ]
 
