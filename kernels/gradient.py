@@ -32,7 +32,9 @@ def rescale_backward(
         if small is None:
             _in_two_launches(weight, view, u, inputs)
         else:
-            rescale_backward_small[(1,)](
+            launch.run(
+                rescale_backward_small,
+                1,
                 **inputs,
                 weight_ptr=weight,
                 M=view.M,
@@ -52,7 +54,9 @@ def _in_two_launches(weight: Tensor, view: MatrixView, u: Tensor, inputs: dict[s
     partial = u.new_empty(programs)
     rows, columns = (view.M, view.Q) if view.P == 1 else (view.P, view.M * view.Q)
     tile = apply_tile(rows, columns, itemsize, lanes)
-    grad_dot[(programs,)](
+    launch.run(
+        grad_dot,
+        programs,
         grad_ptr=inputs["grad_ptr"],
         weight_ptr=weight,
         partial_ptr=partial,
@@ -62,7 +66,9 @@ def _in_two_launches(weight: Tensor, view: MatrixView, u: Tensor, inputs: dict[s
         num_warps=warps(DOT_BLOCK, itemsize, lanes) * 2,
         **launch.ROUNDING,
     )
-    grad_apply[(tile.programs,)](
+    launch.run(
+        grad_apply,
+        tile.programs,
         **inputs,
         partial_ptr=partial,
         programs=programs,

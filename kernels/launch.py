@@ -19,6 +19,11 @@ from .config import hidden_factor
 ROUNDING = {"enable_fp_fusion": False}
 
 
+def run(kernel: Any, programs: int, /, **arguments: Any) -> None:
+    """Launch ``programs`` of ``kernel``: every launch of ours goes through here."""
+    kernel[(programs,)](**arguments)
+
+
 def on_device_of(tensor: Tensor) -> AbstractContextManager[object]:
     """Make the tensor's device the current one: Triton launches there. Nothing to do on the CPU."""
     device = tensor.device

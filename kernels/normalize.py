@@ -75,7 +75,9 @@ def _in_one_launch(
     tile: SmallTile,
 ) -> None:
     n, eps = (step.n, 0.0) if isinstance(step, Iterate) else (0, step.eps)
-    normalize_small[(1,)](
+    launch.run(
+        normalize_small,
+        1,
         **arguments,
         u_ptr=u,
         v_ptr=v,
@@ -104,7 +106,9 @@ def _estimate(
     itemsize, lanes = u.element_size(), launch.warp_size(u.device)
     tile, block = chunk_tile(M, N, view.Q, itemsize, lanes), finish_block(itemsize)
     parts = u.new_empty(3 * tile.programs)
-    estimate_parts[(tile.programs,)](
+    launch.run(
+        estimate_parts,
+        tile.programs,
         weight_ptr=weight,
         u_ptr=u,
         v_ptr=v,
@@ -119,7 +123,9 @@ def _estimate(
         num_warps=tile.num_warps,
         **launch.ROUNDING,
     )
-    finish_estimate[(ceil_div(numel, block),)](
+    launch.run(
+        finish_estimate,
+        ceil_div(numel, block),
         weight_ptr=weight,
         u_ptr=u,
         v_ptr=v,
@@ -162,7 +168,9 @@ def _iterate(
     scratch = u.new_empty(M + N + 2 * (programs + column_blocks))
     shares = {"partial_ptr": partial, "scratch_ptr": scratch, "M": M, "N": N, **launch.ROUNDING}
     for iteration in range(n_power_iterations):
-        power[(programs,)](
+        launch.run(
+            power,
+            programs,
             **shares,
             weight_ptr=weight,
             v_ptr=v,
@@ -173,7 +181,9 @@ def _iterate(
             num_warps=tile.num_warps,
             **staged,
         )
-        reduce_partials[(column_blocks,)](
+        launch.run(
+            reduce_partials,
+            column_blocks,
             **shares,
             programs=programs,
             FACTOR=hidden_factor(N),
@@ -199,7 +209,9 @@ def _finish(
     elements, block = max(view.M, view.N), VECTOR_BLOCK
     if rescales:
         elements, block = numel, finish_block(itemsize)
-    finish_iteration[(ceil_div(elements, block),)](
+    launch.run(
+        finish_iteration,
+        ceil_div(elements, block),
         **arguments,
         scratch_ptr=scratch,
         u_ptr=u,

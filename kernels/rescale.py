@@ -58,7 +58,9 @@ def replay(weight: Tensor, view: MatrixView, state: State, dtype: torch.dtype) -
     u, v, sigma = state
     new_u, new_v, new_sigma = (torch.empty_like(x) for x in state)
     with launch.on_device_of(weight):
-        divide_and_copy_state[(ceil_div(weight.numel(), ELEMENTWISE_BLOCK),)](
+        launch.run(
+            divide_and_copy_state,
+            ceil_div(weight.numel(), ELEMENTWISE_BLOCK),
             weight_ptr=weight,
             u_ptr=u,
             v_ptr=v,

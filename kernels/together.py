@@ -169,7 +169,7 @@ def _iterate(memory: Memory, n_power_iterations: int, dtype: torch.dtype, is_liv
     table, out, state, shares, scratch = memory
     lanes = launch.warp_size(out.device)
     tile = foreach_tile(state.element_size(), lanes)
-    power, reduce, finish = ((programs,) for programs in table.programs)
+    power, reduce, finish = table.programs
     arguments: dict[str, Any] = {
         "table_ptr": table.fields,
         "scratch_ptr": scratch,
@@ -179,7 +179,9 @@ def _iterate(memory: Memory, n_power_iterations: int, dtype: torch.dtype, is_liv
     }
     of_all = {"state_ptr": state, "WEIGHT_TYPE": TYPES[dtype], "PERMUTES": table.permutes}
     for iteration in range(n_power_iterations):
-        foreach_power[power](
+        launch.run(
+            foreach_power,
+            power,
             **arguments,
             **of_all,
             partial_ptr=shares,
@@ -187,14 +189,18 @@ def _iterate(memory: Memory, n_power_iterations: int, dtype: torch.dtype, is_liv
             BLOCK_N=tile.BLOCK_N,
             num_warps=tile.num_warps,
         )
-        foreach_reduce[reduce](
+        launch.run(
+            foreach_reduce,
+            reduce,
             **arguments,
             partial_ptr=shares,
             BLOCK=SHARE_COLUMNS,
             ROWS=SHARE_ROWS,
             num_warps=warps(SHARE_ROWS * SHARE_COLUMNS, state.element_size(), lanes),
         )
-        foreach_finish[finish](
+        launch.run(
+            foreach_finish,
+            finish,
             **arguments,
             **of_all,
             out_ptr=out,
@@ -210,7 +216,7 @@ def _iterate(memory: Memory, n_power_iterations: int, dtype: torch.dtype, is_liv
 def _estimate(memory: Memory, eps: float, dtype: torch.dtype) -> None:
     table, out, state, _, scratch = memory
     tile = foreach_tile(state.element_size(), launch.warp_size(out.device))
-    parts, _, finish = ((programs,) for programs in table.programs)
+    parts, _, finish = table.programs
     arguments: dict[str, Any] = {
         "table_ptr": table.fields,
         "scratch_ptr": scratch,
@@ -220,19 +226,29 @@ def _estimate(memory: Memory, eps: float, dtype: torch.dtype) -> None:
         "VECTOR_BLOCK": VECTOR_BLOCK,
         **launch.ROUNDING,
     }
-    foreach_estimate_parts[parts](
+    launch.run(
+        foreach_estimate_parts,
+        parts,
         **arguments,
         PERMUTES=table.permutes,
         BLOCK_N=tile.BLOCK_N,
         num_warps=tile.num_warps,
     )
-    foreach_finish_estimate[finish](
-        **arguments, out_ptr=out, state_ptr=state, eps=eps, BLOCK=ELEMENTWISE_BLOCK
+    launch.run(
+        foreach_finish_estimate,
+        finish,
+        **arguments,
+        out_ptr=out,
+        state_ptr=state,
+        eps=eps,
+        BLOCK=ELEMENTWISE_BLOCK,
     )
 
 
 def _replay(memory: Memory, dtype: torch.dtype) -> None:
-    foreach_divide_and_copy_state[(memory.table.programs[2],)](
+    launch.run(
+        foreach_divide_and_copy_state,
+        memory.table.programs[2],
         table_ptr=memory.table.fields,
         out_ptr=memory.out,
         state_ptr=memory.state,

@@ -43,8 +43,10 @@ def _rescale_backward(calls: Sequence[GradientCall]) -> list[Tensor]:
         **launch.ROUNDING,
     }
     with launch.on_device_of(weight):
-        foreach_grad_dot[(table.programs[0],)](**arguments, BLOCK=DOT_BLOCK)
-        foreach_grad_apply[(table.programs[1],)](
+        launch.run(foreach_grad_dot, table.programs[0], **arguments, BLOCK=DOT_BLOCK)
+        launch.run(
+            foreach_grad_apply,
+            table.programs[1],
             **arguments,
             PERMUTES=table.permutes,
             DOT_BLOCK=DOT_BLOCK,

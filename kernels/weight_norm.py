@@ -26,7 +26,9 @@ def scale_rows(weight: Tensor, view: MatrixView, g: Tensor, dtype: torch.dtype) 
         if is_split(tile, view.N):
             _scale_in_two_launches(weight, view, arguments)
         else:
-            scale_rows_at_once[(tile.programs,)](
+            launch.run(
+                scale_rows_at_once,
+                tile.programs,
                 **arguments,
                 weight_ptr=weight,
                 M=view.M,
@@ -53,7 +55,9 @@ def scale_rows_backward(
         if is_split(tile, view.N):
             _differentiate_in_two_launches(grad, weight, view, norms, arguments)
         else:
-            differentiate_rows[(tile.programs,)](
+            launch.run(
+                differentiate_rows,
+                tile.programs,
                 **arguments,
                 grad_ptr=grad,
                 weight_ptr=weight,
@@ -79,9 +83,14 @@ def _scale_in_two_launches(weight: Tensor, view: MatrixView, results: dict[str, 
     norms = results["norms_ptr"]
     shared, programs, blocks = _split(weight, view, norms.element_size())
     parts = norms.new_empty(2, view.M, shared["parts"])
-    sum_squares[(programs,)](**shared, parts_ptr=parts)
-    scale_rows_of_parts[(blocks,)](
-        **shared, **results, parts_ptr=parts, PARTS=next_power_of_two(shared["parts"])
+    launch.run(sum_squares, programs, **shared, parts_ptr=parts)
+    launch.run(
+        scale_rows_of_parts,
+        blocks,
+        **shared,
+        **results,
+        parts_ptr=parts,
+        PARTS=next_power_of_two(shared["parts"]),
     )
 
 
@@ -91,9 +100,13 @@ def _differentiate_in_two_launches(
     shared, programs, blocks = _split(weight, view, norms.element_size())
     parts = norms.new_empty(view.M, shared["parts"])
     shared |= {"grad_ptr": grad, "norms_ptr": norms, "parts_ptr": parts}
-    sum_products[(programs,)](**shared)
-    differentiate_rows_of_parts[(blocks,)](
-        **shared, **results, PARTS=next_power_of_two(shared["parts"])
+    launch.run(sum_products, programs, **shared)
+    launch.run(
+        differentiate_rows_of_parts,
+        blocks,
+        **shared,
+        **results,
+        PARTS=next_power_of_two(shared["parts"]),
     )
 
 

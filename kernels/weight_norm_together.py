@@ -61,7 +61,9 @@ def _scale_rows(calls: Sequence[RowScaling]) -> list[RowScaled]:
     out = weight.new_empty(plan.out, dtype=dtype)
     norms = weight.new_empty(plan.norms, dtype=of_norms)
     with launch.on_device_of(weight):
-        foreach_scale_rows[(plan.table.programs[0],)](
+        launch.run(
+            foreach_scale_rows,
+            plan.table.programs[0],
             **_arguments(plan.table, weight, g, of_norms),
             out_ptr=out,
             norms_ptr=norms,
@@ -80,7 +82,9 @@ def _scale_rows_backward(calls: Sequence[RowScalingGradient]) -> list[tuple[Tens
     results = [(torch.empty_like(call.weight), torch.empty_like(call.g)) for call in calls]
     table = _gradient_table(calls, results)
     with launch.on_device_of(weight):
-        foreach_differentiate_rows[(table.programs[0],)](
+        launch.run(
+            foreach_differentiate_rows,
+            table.programs[0],
             **_arguments(table, weight, g, norms.dtype),
             norms_ptr=norms,
             GRAD_TYPE=TYPES[grad.dtype],
