@@ -43,6 +43,7 @@ class Sizes(NamedTuple):
     """Elements of memory that a model's launches take."""
 
     out: int  # the results in one piece; the shares of s lie there until they have been read
+    outs: tuple[int, ...]  # of that, each layer's
     state: int
     shares: int  # of s in a piece of their own
     scratch: int
@@ -103,17 +104,19 @@ def places_of(
     """Where the results of these weights lie in one piece, and the memory they take."""
     rows = foreach_tile(state_bytes, 32).R
     out, state, shares, scratch = 0, len(views), 0, 0
-    places = []
+    places: list[Place] = []
+    outs: list[int] = []
     for i, view in enumerate(views):
         M, N, programs = view.M, view.N, ceil_div(view.M, rows)
         places.append(Place(out, state, state + M, i, out * out_bytes // state_bytes, scratch))
         of_shares = ceil_div(programs * N * state_bytes, out_bytes)
-        out += ceil_div(max(M * N, of_shares), OUT_UNIT) * OUT_UNIT
+        outs.append(ceil_div(max(M * N, of_shares), OUT_UNIT) * OUT_UNIT)
+        out += outs[-1]
         state += M + N
         shares += shares_of(view, state_bytes)
         # t, s and their parts; or of an evaluation three parts a program, which are no more.
         scratch += M + N + 2 * (programs + ceil_div(N, SHARE_COLUMNS))
-    return tuple(places), Sizes(out, state, shares, scratch)
+    return tuple(places), Sizes(out, tuple(outs), state, shares, scratch)
 
 
 def shares_of(view: MatrixView, state_bytes: int) -> int:

@@ -23,20 +23,12 @@ class Rows(NamedTuple):
     view: MatrixView
 
 
-class Place(NamedTuple):
-    """Where a layer's scaled weight and the norms that it had lie, in elements."""
-
-    out: int
-    norms: int
-
-
 class RowPlan(NamedTuple):
-    """The table of a model's weights, where it says that their results lie, and their elements."""
+    """The table of a model's weights, and the elements of their results."""
 
     table: Table
-    places: tuple[Place, ...]
-    out: int
-    norms: int
+    outs: tuple[int, ...]  # of each
+    norms: int  # of all
 
 
 def plan_of(layers: tuple[Rows, ...], device: torch.device, norms_bytes: int) -> RowPlan:
@@ -52,19 +44,18 @@ def _planned(
     stream: object,  # by which it is kept
     norms_bytes: int,
 ) -> RowPlan:
-    out, norms = 0, 0
-    places, columns = [], []
+    norms = 0
+    outs: list[int] = []
+    columns = []
     for layer in layers:
-        place = Place(out, norms)
-        places.append(place)
         columns.append(
             column_of(layer.view, norms_bytes)._replace(
-                weight=layer.weight, u=layer.g, out=place.out, new_u=place.norms
+                weight=layer.weight, u=layer.g, out=sum(outs), new_u=norms
             )
         )
-        out += ceil_div(layer.view.M * layer.view.N, OUT_UNIT) * OUT_UNIT
+        outs.append(ceil_div(layer.view.M * layer.view.N, OUT_UNIT) * OUT_UNIT)
         norms += layer.view.M
-    return RowPlan(upload(columns, device), tuple(places), out, norms)
+    return RowPlan(upload(columns, device), tuple(outs), norms)
 
 
 def tile_rows(view: MatrixView, norms_bytes: int) -> int:

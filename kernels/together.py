@@ -13,7 +13,8 @@ import torch
 import triton.language as tl
 from torch import Tensor
 
-from ..ops.calls import Call, Evaluate, Iterate, Normalized, Replay
+from ..ops.calls import Call, Evaluate, Iterate, Normalized, Replay, State, Step
+from ..ops.matrix_view import MatrixView
 from . import launch
 from .config import ELEMENTWISE_BLOCK, SHARE_COLUMNS, SHARE_ROWS, VECTOR_BLOCK, foreach_tile, warps
 from .foreach import foreach_finish, foreach_power, foreach_reduce
@@ -23,7 +24,7 @@ from .foreach_evaluate import (
     foreach_finish_estimate,
 )
 from .normalize import normalize as of_one_weight
-from .plan import Layer, Place, plan_of, table_apart
+from .plan import Layer, plan_of, table_apart
 from .table import Table
 
 TYPES = {
@@ -108,6 +109,7 @@ def _memory(
                 torch.empty_like(u),
                 torch.empty_like(v),
                 u.new_empty(()),
+                is_live(calls[0].step),
             )
             for w, _, u, v, *_ in calls
         ]
@@ -115,28 +117,47 @@ def _memory(
         out, state, *_ = normalized[0]
         shares = u.new_empty(sizes.shares)
     else:
-        table, places, sizes = plan_of(layers, device, dtype.itemsize, u.element_size())
+        table, _, sizes = plan_of(layers, device, dtype.itemsize, u.element_size())
         out = shares = weight.new_empty(sizes.out, dtype=dtype)
         state = u.new_empty(sizes.state)
-        normalized = _parts(places, out, state, calls)
+        normalized = _parts(sizes.outs, out, state, calls)
     scratch = u.new_empty(sizes.scratch)
     return Memory(table, out, state, shares, scratch), normalized
 
 
 def _parts(
-    places: Sequence[Place], out: Tensor, state: Tensor, calls: Sequence[Call]
+    outs: Sequence[int], out: Tensor, state: Tensor, calls: Sequence[Call]
 ) -> list[Normalized]:
-    normalized = []
-    for place, (weight, view, *_) in zip(places, calls, strict=True):
-        weight_sn = part_of(out, place.out, weight.shape, weight.stride())
-        u, v = state[place.u :][: view.M + view.N].split((view.M, view.N))
-        normalized.append(Normalized(weight_sn, u, v, part_of(state, place.sigma, (), ())))
-    return normalized
+    shapes = [(call.weight.shape, call.weight.stride()) for call in calls]
+    states = split_states(state, [call.view for call in calls])
+    is_written = is_live(calls[0].step)
+    return [
+        Normalized(weight_sn, *of_layer, is_written)
+        for weight_sn, of_layer in zip(split(out, outs, shapes), states, strict=True)
+    ]
 
 
-def part_of(memory: Tensor, place: int, shape: tuple[int, ...], stride: tuple[int, ...]) -> Tensor:
-    """A tensor in the ``memory`` of another, and no view of it: a version counter of its own."""
-    return memory.new_empty(0).set_(memory.untyped_storage(), place, shape, stride)
+def is_live(step: Step) -> bool:
+    """Whether the launches write the live u, v and sigma, too."""
+    return isinstance(step, Iterate) and step.live is not None
+
+
+def split(
+    memory: Tensor, sizes: Sequence[int], shapes: Sequence[tuple[Sequence[int], Sequence[int]]]
+) -> list[Tensor]:
+    """Tensors of these shapes and strides in parts of ``memory``, and no views of it.
+
+    Each has a version counter of its own.
+    """
+    parts = torch.unsafe_split_with_sizes(memory, sizes)
+    return [part.as_strided_(*shape) for part, shape in zip(parts, shapes, strict=True)]
+
+
+def split_states(state: Tensor, views: Sequence[MatrixView]) -> list[State]:
+    """u, v and sigma of each layer, where :func:`.plan.places_of` has them."""
+    sizes = [size for view in views for size in (view.M, view.N)]
+    sigmas, *vectors = torch.unsafe_split_with_sizes(state, [len(views), *sizes])
+    return list(map(State, vectors[::2], vectors[1::2], sigmas.unbind()))
 
 
 def _normalize(calls: Sequence[Call], apart: bool) -> list[Normalized]:
@@ -145,13 +166,11 @@ def _normalize(calls: Sequence[Call], apart: bool) -> list[Normalized]:
     memory, normalized = _memory(layers, calls, dtype, apart)
     with launch.on_device_of(weight):
         if isinstance(step, Iterate):
-            _iterate(memory, step.n, weight.dtype, is_live=step.live is not None)
+            _iterate(memory, step.n, weight.dtype, is_live(step))
         elif isinstance(step, Evaluate):
             _estimate(memory, step.eps, weight.dtype)
         else:
             _replay(memory, weight.dtype)
-    if isinstance(step, Iterate) and step.live is not None:
-        return [each._replace(is_written=True) for each in normalized]
     return normalized
 
 
@@ -165,7 +184,7 @@ def _layer(call: Call) -> Layer:
     return Layer(weight.data_ptr(), u.data_ptr(), v.data_ptr(), sigma, view)
 
 
-def _iterate(memory: Memory, n_power_iterations: int, dtype: torch.dtype, is_live: bool) -> None:
+def _iterate(memory: Memory, n_power_iterations: int, dtype: torch.dtype, live: bool) -> None:
     table, out, state, shares, scratch = memory
     lanes = launch.warp_size(out.device)
     tile = foreach_tile(state.element_size(), lanes)
@@ -206,7 +225,7 @@ def _iterate(memory: Memory, n_power_iterations: int, dtype: torch.dtype, is_liv
             out_ptr=out,
             GOES_ON=iteration > 0,
             RESCALES=iteration == n_power_iterations - 1,
-            LIVE=is_live,
+            LIVE=live,
             BLOCK=ELEMENTWISE_BLOCK,
             VECTOR_BLOCK=VECTOR_BLOCK,
             SHARE_COLUMNS=SHARE_COLUMNS,

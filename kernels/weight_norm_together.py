@@ -19,7 +19,7 @@ from .foreach_rows import foreach_scale_rows
 from .foreach_rows_backward import foreach_differentiate_rows
 from .row_plan import Rows, column_of, plan_of, tile_rows
 from .table import Table, upload
-from .together import TYPES, fits_table, grouped, part_of
+from .together import TYPES, fits_table, grouped, split
 from .weight_norm import norms_dtype
 from .weight_norm import scale_rows as of_one_weight
 from .weight_norm import scale_rows_backward as gradients_of_one_weight
@@ -58,7 +58,7 @@ def _scale_rows(calls: Sequence[RowScaling]) -> list[RowScaled]:
     of_norms = norms_dtype(weight)
     layers = tuple([Rows(v.data_ptr(), g.data_ptr(), view) for v, view, g, _ in calls])
     plan = plan_of(layers, weight.device, of_norms.itemsize)
-    out = weight.new_empty(plan.out, dtype=dtype)
+    out = weight.new_empty(sum(plan.outs), dtype=dtype)
     norms = weight.new_empty(plan.norms, dtype=of_norms)
     with launch.on_device_of(weight):
         launch.run(
@@ -68,13 +68,9 @@ def _scale_rows(calls: Sequence[RowScaling]) -> list[RowScaled]:
             out_ptr=out,
             norms_ptr=norms,
         )
-    return [
-        RowScaled(
-            part_of(out, place.out, v.shape, v.stride()),
-            part_of(norms, place.norms, (view.M,), (1,)),
-        )
-        for place, (v, view, *_) in zip(plan.places, calls, strict=True)
-    ]
+    shapes = [(v.shape, v.stride()) for v, *_ in calls]
+    rows = torch.unsafe_split_with_sizes(norms, [call.view.M for call in calls])
+    return list(map(RowScaled, split(out, plan.outs, shapes), rows))
 
 
 def _scale_rows_backward(calls: Sequence[RowScalingGradient]) -> list[tuple[Tensor, Tensor]]:
