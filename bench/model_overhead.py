@@ -32,6 +32,7 @@ from bench.rotation import Rotation, Run
 from bench.stubbed import stubbed_launches
 from snorm_triton import apply_spectral_norm
 from snorm_triton.models import SNResNetDiscriminator
+from snorm_triton.ops import autograd
 
 FORWARD, BACKWARD = "forward", "forward and backward"
 REPLAY, EVALUATION = "replay", "evaluation, unchanged"
@@ -79,9 +80,10 @@ def backward_of(model: Weights) -> Run:
 
 def replay_of(model: Weights) -> Run:
     """Accesses after one that has iterated, and whose graph still waits for its backward."""
-    kept = model()
+    kept, backwards = model(), autograd.backwards
 
     def run() -> None:
+        autograd.backwards = backwards  # others' were not of this model
         model()
         assert kept
 

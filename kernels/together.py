@@ -42,7 +42,7 @@ def normalize(calls: Sequence[Call], apart: bool = False) -> list[Normalized]:
 
     The results lie in one piece of memory, or ``apart``, which takes a table at each call.
     """
-    return grouped(calls, _kind, partial(_normalize, apart=apart), of_one_weight)
+    return grouped(calls, kind_of, partial(_normalize, apart=apart), of_one_weight)
 
 
 def grouped(
@@ -71,7 +71,8 @@ def fits_table(*tensors: Tensor) -> bool:
     return all(x.data_ptr() % 16 == 0 and x.numel() < 2**31 for x in tensors)
 
 
-def _kind(call: Call) -> Hashable:
+def kind_of(call: Call) -> Hashable:
+    """What calls share that are launched together; None of one that goes alone."""
     weight, _, u, v, step, dtype = call
     if not fits_table(weight):
         return None
@@ -161,9 +162,14 @@ def split_states(state: Tensor, views: Sequence[MatrixView]) -> list[State]:
 
 
 def _normalize(calls: Sequence[Call], apart: bool) -> list[Normalized]:
-    layers = tuple([_layer(call) for call in calls])
     weight, _, _, _, step, dtype = calls[0]
-    memory, normalized = _memory(layers, calls, dtype, apart)
+    memory, normalized = _memory(tuple(map(layer_of, calls)), calls, dtype, apart)
+    launch_all(memory, step, weight)
+    return normalized
+
+
+def launch_all(memory: Memory, step: Step, weight: Tensor) -> None:
+    """The launches of ``step`` for weights like ``weight``."""
     with launch.on_device_of(weight):
         if isinstance(step, Iterate):
             _iterate(memory, step.n, weight.dtype, is_live(step))
@@ -171,10 +177,10 @@ def _normalize(calls: Sequence[Call], apart: bool) -> list[Normalized]:
             _estimate(memory, step.eps, weight.dtype)
         else:
             _replay(memory, weight.dtype)
-    return normalized
 
 
-def _layer(call: Call) -> Layer:
+def layer_of(call: Call) -> Layer:
+    """Where what a call takes lies."""
     weight, view, u, v, step, _ = call
     sigma = 0
     if isinstance(step, Replay):

@@ -14,7 +14,7 @@ from . import launch
 from .config import DOT_BLOCK, DOT_PROGRAMS, ELEMENTWISE_BLOCK, FOREACH_ROWS, ceil_div
 from .foreach_backward import foreach_grad_apply, foreach_grad_dot
 from .gradient import rescale_backward as of_one_weight
-from .table import WIDE, Column, Table, sizes_of, upload
+from .table import GRAD, OUT, SIGMA, WIDE, Column, Rows, Table, U, V, rows_of, sizes_of
 from .together import TYPES, fits_table, grouped
 
 
@@ -29,12 +29,26 @@ def _kind(call: GradientCall) -> Hashable:
 
 
 def _rescale_backward(calls: Sequence[GradientCall]) -> list[Tensor]:
-    outs = [torch.empty_like(weight) for _, weight, *_ in calls]
-    grad, weight, *_, sigma = calls[0]
-    table = _table(calls, outs)
+    outs = [torch.empty_like(call.weight) for call in calls]
+    grad, weight, _, u, *_ = calls[0]
+    rows = gradient_rows([call.weight for call in calls], [call.view for call in calls])
+    for row, tensors in (
+        (U, [call.u for call in calls]),
+        (V, [call.v for call in calls]),
+        (SIGMA, [call.sigma for call in calls]),
+        (OUT, outs),
+        (GRAD, [call.grad for call in calls]),
+    ):
+        rows.put(row.value, [tensor.data_ptr() for tensor in tensors])
+    launch_gradients(rows.on(weight.device), grad, weight, u)
+    return outs
+
+
+def launch_gradients(table: Table, grad: Tensor, weight: Tensor, u: Tensor) -> None:
+    """Both launches, of tensors with the dtypes of these."""
     arguments: dict[str, Any] = {
         "table_ptr": table.fields,
-        "partial_ptr": sigma.new_empty(table.layers, DOT_PROGRAMS),
+        "partial_ptr": u.new_empty(table.layers, DOT_PROGRAMS),
         "GRAD_TYPE": TYPES[grad.dtype],
         "WEIGHT_TYPE": TYPES[weight.dtype],
         "LAYERS": table.layers,
@@ -53,20 +67,20 @@ def _rescale_backward(calls: Sequence[GradientCall]) -> list[Tensor]:
             R=FOREACH_ROWS,
             BLOCK=ELEMENTWISE_BLOCK,
         )
-    return outs
 
 
-def _table(calls: Sequence[GradientCall], outs: Sequence[Tensor]) -> Table:
+def gradient_rows(weights: Sequence[Tensor], views: Sequence[MatrixView]) -> Rows:
+    """The table but for the addresses of u, v, sigma, the gradients that come and those to be."""
     columns = []
-    for (grad, weight, view, u, v, sigma), out in zip(calls, outs, strict=True):
+    for weight, view in zip(weights, views, strict=True):
         blocks = min(ceil_div(weight.numel(), DOT_BLOCK), DOT_PROGRAMS)
         column = Column(
             weight=weight.data_ptr(),
-            u=u.data_ptr(),
-            v=v.data_ptr(),
-            sigma=sigma.data_ptr(),
-            out=out.data_ptr(),
-            grad=grad.data_ptr(),
+            u=0,
+            v=0,
+            sigma=0,
+            out=0,
+            grad=0,
             new_u=0,
             new_v=0,
             new_sigma=0,
@@ -76,7 +90,7 @@ def _table(calls: Sequence[GradientCall], outs: Sequence[Tensor]) -> Table:
             programs=(blocks, _apply_tiles(view), 0),
         )
         columns.append(column)
-    return upload(columns, outs[0].device)
+    return rows_of(columns)
 
 
 def _apply_tiles(view: MatrixView) -> int:

@@ -14,6 +14,7 @@ from torch import Tensor, nn
 from torch.nn.utils.parametrize import ParametrizationList
 
 from ..parametrizations.base import SUFFIXES, Parametrization, evaluating
+from ..parametrizations.prepared import PreparedWeight
 from ..torch_internals import functorch
 from ..torch_internals.parametrize import is_caching
 from .lost_changes import warn
@@ -35,12 +36,14 @@ class ConstrainedList(ParametrizationList):
 
     watched: str | None = None  # the tensor's name, where changes of it are looked for
     _handed_out: Version | None = None
+    _ready: PreparedWeight | None = None  # what reads in a forward of the model get
 
     def forward(self) -> Tensor:
         """The tensor, parametrized."""
         known = self.__dict__  # past Module's attribute lookup
         if known.get("watched") is None or torch.compiler.is_compiling():
             return self._parametrized()
+        self.put_away()
         handed_out = known.get("_handed_out")
         if handed_out is not None and handed_out[0]._version != handed_out[1]:
             self._forget()
@@ -48,6 +51,17 @@ class ConstrainedList(ParametrizationList):
         parametrized = self._parametrized()
         known["_handed_out"] = _version_of(parametrized, handed_out)
         return parametrized
+
+    def put_away(self) -> None:
+        """End reads of what is ready; a change of it in place will be noticed all the same."""
+        known = self.__dict__
+        ready: PreparedWeight | None = known.pop("_ready", None)
+        if ready is None or not ready.was_read:
+            return
+        last = known.get("_handed_out")
+        if last is None or last[0]._version == last[1]:  # else it is still to be warned of
+            counter = _version_of(ready.tensor, last)
+            known["_handed_out"] = None if counter is None else (counter[0], ready.version)
 
     def _parametrized(self) -> Tensor:
         known = self.__dict__
@@ -70,6 +84,7 @@ class ConstrainedList(ParametrizationList):
 
     def _forget(self) -> None:
         self.__dict__.pop("_handed_out", None)
+        self.__dict__.pop("_ready", None)
 
     def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> Any:
         self._forget()  # it lies on the device that the tensor leaves
@@ -80,7 +95,7 @@ class ConstrainedList(ParametrizationList):
         return {key: value for key, value in self.__dict__.items() if key not in _OWN}
 
 
-_OWN = ("_handed_out", "_shown")
+_OWN = ("_handed_out", "_ready", "_shown")
 
 
 def originals_of(parametrizations: ParametrizationList) -> dict[str, Tensor]:
@@ -122,6 +137,10 @@ def make_fast(cls: type[nn.Module], name: str) -> None:
     def get(module: nn.Module) -> Any:
         parametrizations: Any = module._modules["parametrizations"]
         each = parametrizations._modules[name]
+        ready = each.__dict__.get("_ready")
+        if ready is not None and _is_right(ready, each):
+            ready.was_read = True
+            return ready.tensor
         if is_caching() or _has_hooks(each) or type(each) is ParametrizationList:
             return torchs.fget(module)
         return each.forward()
@@ -149,6 +168,9 @@ def _read(module: nn.Module, name: str, suffix: str) -> Tensor:
     raise AttributeError(f"{type(module).__name__} has no attribute {name + suffix!r}")
 
 
+HOOKS = ("_forward_pre_hooks", "_forward_hooks", "_backward_pre_hooks", "_backward_hooks")
+
+
 def _has_hooks(module: nn.Module) -> bool:
     known = module.__dict__  # past Module's attribute lookup
     return bool(
@@ -156,6 +178,16 @@ def _has_hooks(module: nn.Module) -> bool:
         or known["_forward_hooks"]
         or known["_backward_pre_hooks"]
         or known["_backward_hooks"]
+    )
+
+
+def _is_right(ready: PreparedWeight, parametrizations: Any) -> bool:
+    known = parametrizations.__dict__
+    originals = (known["_parameters"] or known["_buffers"]).values()
+    return (
+        not torch.compiler.is_compiling()
+        and not is_caching()
+        and ready.serves_plainly(originals, known["_modules"]["0"])
     )
 
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
-from typing import Any, NamedTuple
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -12,27 +12,12 @@ from ..torch_internals import functorch
 from ..torch_internals.autograd import EagerFunction, compiled_autograd_key
 from .backend import Backend
 from .calls import GradientCall
+from .estimates import Estimate, Estimates
 from .matrix_view import MatrixView, like_weight
 from .torch_any_device import in_dtype_of, nonzero
 
 backwards = 0  # through weights that were normalized, so far
 BUCKET_BYTES = 25 * 2**20  # of weights; as DistributedDataParallel's buckets of gradients
-
-
-class Estimate(NamedTuple):
-    """What was taken for the spectral norm of a dense weight, read as a matrix along ``dim``.
-
-    The weight is detached. u, v and sigma are an access's own, never the live buffers, which the
-    next one overwrites.
-    """
-
-    weight: Tensor
-    version: int
-    view: MatrixView
-    dim: int
-    u: Tensor
-    v: Tensor
-    sigma: Tensor
 
 
 def differentiable_sigma(sigma: Tensor, weight: Tensor, u: Tensor, v: Tensor, dim: int) -> Tensor:
@@ -81,6 +66,8 @@ class Rescale(EagerFunction):  # type: ignore[misc]
             grad = _laid_out(grads[0], weight, version, view, dim)
             return None, ctx.backend.rescale_backward(grad, weight, view, u, v, sigma)
         used = [i for i, grad in enumerate(grads) if grad is not None]
+        if type(ctx.estimates) is Estimates and not watched and not torch.is_grad_enabled():
+            return None, *_of_round(ctx.estimates, used, given, len(grads))
         estimates, weights = ([each[i] for i in used] for each in (ctx.estimates, ctx.weights))
         grad_weights: Iterator[Tensor]
         if watched:
@@ -136,6 +123,19 @@ def rescale_backward(
         grad = _laid_out(grad, weight, version, view, dim)
         calls.append(GradientCall(grad, weight, view, u, v, sigma))
     return backend.rescale_backward_together(calls)
+
+
+def _of_round(
+    estimates: Estimates, used: Sequence[int], given: Sequence[Tensor], count: int
+) -> list[Tensor | None]:
+    """The gradients of all ``count`` weights of a node: of those that are used."""
+    laid_out = [
+        _laid_out(grad, *estimates.laid_out(i)) for i, grad in zip(used, given, strict=True)
+    ]
+    result: list[Tensor | None] = [None] * count
+    for i, grad_weight in zip(used, estimates.gradients(used, laid_out), strict=True):
+        result[i] = grad_weight
+    return result
 
 
 def _laid_out(grad: Tensor, weight: Tensor, version: int, view: MatrixView, dim: int) -> Tensor:

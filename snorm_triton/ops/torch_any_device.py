@@ -13,6 +13,7 @@ from torch import Tensor
 from .calls import Call, GradientCall, Normalized, Step
 from .matrix_view import MatrixView, flat
 from .power_iteration import estimate
+from .rounds import EachTime
 from .torch_row_scaling import scale_rows as scale_rows
 from .torch_row_scaling import scale_rows_backward as scale_rows_backward
 from .torch_row_scaling import scale_rows_backward_together as scale_rows_backward_together
@@ -65,6 +66,11 @@ def rescale(weight: Tensor, sigma: Tensor, dtype: torch.dtype) -> Tensor:
 def rescale_backward_together(calls: Sequence[GradientCall]) -> list[Tensor]:
     """As :class:`snorm_triton.ops.backend.Backend` says."""
     return [rescale_backward(*call) for call in calls]
+
+
+def rounds(calls: Sequence[Call]) -> EachTime:
+    """As :class:`snorm_triton.ops.backend.Backend` says."""
+    return EachTime(calls, normalize_together, rescale_backward_together)
 
 
 def rescale_backward(

@@ -21,6 +21,7 @@ from .huge_pages import LARGE, huge_pages_like
 from .matrix_view import MatrixView, flat
 from .power_iteration import norm as exact_norm
 from .power_iteration import start_like
+from .rounds import EachTime
 from .torch_any_device import in_dtype_of
 from .torch_cpu_row_scaling import scale_rows as scale_rows
 from .torch_cpu_row_scaling import scale_rows_backward as scale_rows_backward
@@ -76,6 +77,11 @@ def _divide(weight: Tensor, sigma: Tensor, number: float, dtype: torch.dtype) ->
 def rescale_backward_together(calls: Sequence[GradientCall]) -> list[Tensor]:
     """As :class:`snorm_triton.ops.backend.Backend` says."""
     return [rescale_backward(*call) for call in calls]
+
+
+def rounds(calls: Sequence[Call]) -> EachTime:
+    """As :class:`snorm_triton.ops.backend.Backend` says."""
+    return EachTime(calls, normalize_together, rescale_backward_together)
 
 
 def rescale_backward(

@@ -11,6 +11,7 @@ import torch
 from torch import Tensor, nn
 
 from ..ops.recomputation import Checkpoints
+from ..ops.rounds import Round
 from ..torch_internals import functorch
 from .options import ConstraintOptions
 
@@ -29,6 +30,16 @@ class Prepared(Protocol):
 
     def hand_over(self, originals: Originals, parametrization: Any) -> Tensor:
         """What it gets."""
+
+
+class Repeated(Protocol):
+    """Accesses that are made again."""
+
+    def holds(self) -> bool:
+        """Whether they are the ones that are to be made, here and now."""
+
+    def __call__(self) -> Round:
+        """A round of them."""
 
 
 class Parametrization(nn.Module):
@@ -60,6 +71,11 @@ class Parametrization(nn.Module):
     def compute(accesses: Sequence[Any]) -> list[Any]:
         """The results of a model's accesses: tuples, each with the constrained tensor in front."""
         raise NotImplementedError
+
+    @classmethod
+    def rounds(cls, parametrizations: Sequence[Any], accesses: Sequence[Any]) -> Repeated | None:
+        """What makes these accesses, settled as well, in later forwards; None where nothing can."""
+        return None
 
     def settle(self, access: Any, output: Any, checkpoints: Checkpoints | None) -> None:
         """Note what an access took."""
@@ -99,8 +115,8 @@ class Parametrization(nn.Module):
             and "_is_fsdp_managed_module" not in self.__dict__
         )
 
-    def state_now(self) -> tuple[object, ...]:
-        """What tells the state from any other that it will have."""
+    def state_tensors(self) -> tuple[Tensor, ...]:
+        """What an evaluation is of besides the originals."""
         return ()
 
     def refresh(self, weight: Tensor, n_power_iterations: int) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import sys
+from collections.abc import Callable
 from operator import is_
 from types import FrameType
 from typing import Any
@@ -10,12 +11,16 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from ..ops import streams
+from ..ops import recomputation, streams
 from ..ops.fingerprint import fingerprint
+from ..torch_internals import functorch
 from ..torch_internals.autograd import backward_id
+from ..torch_internals.checkpoints import is_of_checkpoint
 from ..torch_internals.storage import memory_of, version
 from . import updates
-from .base import Originals, Parametrization
+from .base import Originals, Parametrization, evaluations
+
+Contents = tuple[Tensor, Any, int | None, int, tuple[int, ...], bool, bytes | None]
 
 
 class TracedWeight:
@@ -51,61 +56,139 @@ class TracedWeight:
         return self.tensor
 
 
+class Circumstances:
+    """What weights have in common that are computed ahead together: their forward, above all.
+
+    ``frame`` is None of evaluations without gradients, which outlive their forward.
+    """
+
+    def __init__(self, device: torch.device, frame: FrameType | None = None) -> None:
+        self.frame = frame
+        self.steps = updates.steps
+        self.backward = backward_id()  # a recomputation inside a backward is no access
+        self.with_grad = torch.is_grad_enabled()
+        self.device = device
+        self.stream = streams.current(device)
+        self.is_captured = streams.is_capturing(device)
+
+    def last(self) -> bool:
+        """Whether it is as it was."""
+        return (
+            (self.with_grad or not torch.is_grad_enabled())
+            and self.steps == updates.steps
+            and self.backward == backward_id()
+            and (self.frame is None or is_running(self.frame))
+            # A graph cannot wait for what is not in it.
+            and streams.is_capturing(self.device) == self.is_captured
+        )
+
+    def last_plainly(self) -> bool:
+        """Whether it is, and nothing else is to be done but to hand the weights out.
+
+        No transform takes them, no checkpoint is to be told, and no stream has to wait. A
+        checkpoint around the forward itself was seen when they were computed.
+        """
+        if (
+            self.with_grad is not torch.is_grad_enabled()
+            or self.steps != updates.steps
+            or evaluations.depth
+            or recomputation.is_possible()
+            or functorch.active()
+        ):
+            return False
+        if self.stream is not None and (
+            streams.current(self.device) != self.stream
+            or streams.is_capturing(self.device) != self.is_captured
+        ):
+            return False
+        # Without gradients this may be the forward of a reentrant checkpoint: its frame tells.
+        return is_running(self.frame, past_checkpoints=self.with_grad)
+
+
 class PreparedWeight:
     """Of one forward of a model, or of any number of evaluations without gradients."""
+
+    was_read = False
 
     def __init__(
         self,
         originals: Originals,
-        output: Any,
+        tensor: Tensor,
+        output: Callable[[], Any],
         parametrization: Parametrization,
-        forward: FrameType | None = None,
+        circumstances: Circumstances,
     ) -> None:
         self.originals = originals
-        self.output = output
-        self.tensor: Tensor = output[0]
-        self.version = version(self.tensor)
-        device = self.tensor.device
-        self.stream = streams.current(device)
-        self.is_captured = streams.is_capturing(device)
-        self.forward = forward
-        self.outlives_forward = forward is None
-        self.conditions = self._conditions(originals, parametrization)
-        self.with_grad = torch.is_grad_enabled()
+        # An evaluation that outlives its forward is of u and v, too.
+        self.state = () if circumstances.frame is not None else parametrization.state_tensors()
+        self.contents = list(map(_contents, (*originals, *self.state)))
+        self.tensor = tensor
+        self._output = output
+        self.version = version(tensor)
+        self.circumstances = circumstances
+        self.outlives_forward = circumstances.frame is None
+        self.is_training = parametrization.training
+        self.iterates = parametrization.iterates
 
-    def _conditions(
-        self, originals: Originals, parametrization: Parametrization
-    ) -> tuple[object, ...]:
-        return (
-            *map(_contents, originals),
-            parametrization.iterates,
-            updates.steps,
-            backward_id(),  # a recomputation inside a backward is no access
-            # An evaluation that outlives its forward: of u and v, too.
-            self.forward is not None or parametrization.state_now(),
-        )
+    @property
+    def frame(self) -> FrameType | None:
+        """The forward that it is of."""
+        return self.circumstances.frame
 
     def serves(self, originals: Originals, parametrization: Parametrization) -> bool:
         """Whether an access to ``originals`` here and now gets this."""
-        is_grad_enabled = torch.is_grad_enabled()
         return (
             not torch.compiler.is_compiling()
             and are_same(originals, self.originals)
             and version(self.tensor) == self.version
             and self.tensor.dtype == parametrization.output_dtype(originals[-1])
-            and (self.with_grad or not is_grad_enabled)
-            and self._conditions(originals, parametrization) == self.conditions
-            and (self.forward is None or is_running(self.forward))
-            # A graph cannot wait for what is not in it.
-            and streams.is_capturing(self.tensor.device) == self.is_captured
+            and self.iterates == parametrization.iterates
+            and (not self.state or are_same(parametrization.state_tensors(), self.state))
+            and self._is_unchanged()
+            and self.circumstances.last()
         )
+
+    def serves_plainly(self, originals: Any, parametrization: Parametrization) -> bool:
+        """Whether a read here and now gets the tensor as it is, where no autocast changes it."""
+        known = parametrization.__dict__  # past Module's attribute lookup
+        return (
+            known["prepared"] is self
+            and known["training"] is self.is_training
+            and self.tensor._version == self.version
+            and all(map(is_, originals, self.originals))
+            and (not self.state or are_same(parametrization.state_tensors(), self.state))
+            and self._is_unchanged()
+            and self.circumstances.last_plainly()
+        )
+
+    def _is_unchanged(self) -> bool:
+        for tensor, memory, number, address, stride, requires_grad, sample in self.contents:
+            if (
+                (number is not None and tensor._version != number)
+                or tensor.data_ptr() != address
+                or tensor.requires_grad is not requires_grad
+                or tensor.stride() != stride
+                or memory.expired()
+                or (sample is not None and fingerprint(tensor) != sample)
+            ):
+                return False
+        return True
 
     def hand_over(self, originals: Originals, parametrization: Parametrization) -> Tensor:
         """The constrained tensor, for whatever the current stream does with it."""
-        if self.stream is not None:
-            made = [each for each in self.output if isinstance(each, Tensor)]
-            streams.hand_over(self.stream, *made)
-        return parametrization.hand_over(originals, self.output)
+        output = self._output()
+        if self.circumstances.stream is not None:
+            made = [each for each in output if isinstance(each, Tensor)]
+            streams.hand_over(self.circumstances.stream, *made)
+        return parametrization.hand_over(originals, output)
+
+
+def prepared_evaluation(
+    originals: Originals, output: Any, parametrization: Parametrization
+) -> PreparedWeight:
+    """What later evaluations without gradients get, too."""
+    circumstances = Circumstances(output[0].device)
+    return PreparedWeight(originals, output[0], lambda: output, parametrization, circumstances)
 
 
 def are_same(one: Originals, other: Originals) -> bool:
@@ -113,23 +196,28 @@ def are_same(one: Originals, other: Originals) -> bool:
     return all(map(is_, one, other))
 
 
-def _contents(original: Tensor) -> tuple[object, ...]:
+def _contents(tensor: Tensor) -> Contents:
     """What tells the values of a tensor from those that it will have."""
     return (
-        version(original),
-        memory_of(original),
-        original.stride(),
-        fingerprint(original),
-        original.requires_grad,
+        tensor,
+        memory_of(tensor),
+        None if tensor.is_inference() else tensor._version,
+        tensor.data_ptr(),
+        tensor.stride(),
+        tensor.requires_grad,
+        fingerprint(tensor),
     )
 
 
-def is_running(frame: FrameType | None) -> bool:
+def is_running(frame: FrameType | None, past_checkpoints: bool = True) -> bool:
     """Whether ``frame`` is among the callers: not so in another thread, nor once it has ended.
 
-    A hook is not told of every end: KeyboardInterrupt passes it by.
+    Or past no frame of torch's checkpoints. A hook is not told of every end: KeyboardInterrupt
+    passes it by.
     """
     caller: FrameType | None = sys._getframe(1)
     while caller is not None and caller is not frame:
+        if not past_checkpoints and is_of_checkpoint(caller):
+            return False
         caller = caller.f_back
-    return caller is not None
+    return caller is not None or (frame is None and not past_checkpoints)

@@ -168,9 +168,10 @@ class SingularVectors(Parametrization):
         drawn = {name: self._identity(name) for name in names}
         self._drawn = drawn or None
 
-    def state_now(self) -> tuple[object, ...]:
-        """Which u and v they are, and their versions."""
-        return tuple(self._identity(name) for name in self._vectors())
+    def state_tensors(self) -> tuple[Tensor, ...]:
+        """u and v."""
+        buffers: dict[str, Any] = self.__dict__["_buffers"]  # past Module's attribute lookup
+        return (buffers["_u"], buffers["_v"]) if "_u" in buffers else ()
 
     def _identity(self, name: str) -> tuple[Any, int]:
         vector: Any = self._buffers[name]  # past Module's attribute lookup

@@ -24,8 +24,9 @@ from . import updates
 from .base import Originals, Prepared, evaluations
 from .iteration import choose
 from .options import OPTIONS, Options, SpectralNormOptions, check_dim
-from .prepared import PreparedWeight
+from .prepared import prepared_evaluation
 from .singular_vectors import SingularVectors
+from .spectral_rounds import SpectralRounds, spectral_rounds
 
 
 class SpectralNormParametrization(SingularVectors):
@@ -163,6 +164,13 @@ class SpectralNormParametrization(SingularVectors):
         mode.write(accesses, outputs)
         return outputs
 
+    @classmethod
+    def rounds(
+        cls, parametrizations: Sequence[Any], accesses: Sequence[Access]
+    ) -> SpectralRounds | None:
+        """Of those that iterate, or replay, together."""
+        return spectral_rounds(parametrizations, accesses)
+
     def settle(
         self,
         access: Access,
@@ -184,7 +192,7 @@ class SpectralNormParametrization(SingularVectors):
             known["_evaluated"] = output.sigma.detach(), version(self._sigma)
             originals = (access.weight,)
             if self.options.cache_evaluation and self.outlive_forward(originals):
-                known["prepared"] = PreparedWeight(originals, output, self)
+                known["prepared"] = prepared_evaluation(originals, output, self)
         if checkpoints:
             recomputation.keep(checkpoints, self.owner, output.state)
 

@@ -6,6 +6,7 @@ it is.
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Any, Protocol, cast
 from weakref import WeakSet, ref
 
@@ -84,6 +85,16 @@ def has_iterated(parametrization: Any, weight: Tensor, u: Tensor) -> None:
     known["_updated_for"] = _now(parametrization, weight)
     known["_graph"] = ref(u), autograd.backwards
     overwrite([parametrization.due], [torch.zeros_like(parametrization.due)])
+
+
+def have_iterated(parametrizations: Sequence[Any], weights: Sequence[Tensor], graph: Any) -> None:
+    """As :func:`has_iterated` of each, by one access to all whose graph holds ``graph``."""
+    since = ref(graph), autograd.backwards
+    for parametrization, weight in zip(parametrizations, weights, strict=True):
+        known = parametrization.__dict__
+        known["_updated_for"], known["_graph"] = _now(parametrization, weight), since
+    dues = [parametrization.due for parametrization in parametrizations]
+    overwrite(dues, [torch.zeros_like(dues[0])] * len(dues))
 
 
 def _now(parametrization: Any, weight: Tensor) -> tuple[object, ...]:

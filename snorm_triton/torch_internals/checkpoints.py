@@ -46,10 +46,15 @@ def around() -> list[tuple[Any, Run | None]]:
     return found
 
 
+def is_of_checkpoint(frame: FrameType) -> bool:
+    """Whether a function of torch's checkpoints runs in this frame."""
+    return frame.f_code.co_filename == _FILE
+
+
 def _search(frame: FrameType | None) -> list[tuple[Any, Run | None]]:
     found: list[tuple[Any, Run | None]] = []
     while frame is not None:
-        if frame.f_code.co_filename == _FILE:
+        if is_of_checkpoint(frame):
             checkpoint, is_recomputed = _checkpoint_in(frame)
             if checkpoint is not None and all(checkpoint is not each for each, _ in found):
                 run = (backward_id(), id(frame)) if is_recomputed else None

@@ -7,8 +7,9 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from ..autograd import Estimate, rescale_backward, second_derivatives
+from ..autograd import rescale_backward, second_derivatives
 from ..dispatch import place
+from ..estimates import Estimate
 from ..matrix_view import matrix_view
 from ..state import BELOW_AUTOGRAD, TAGS
 
