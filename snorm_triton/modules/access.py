@@ -60,8 +60,7 @@ class ConstrainedList(ParametrizationList):
             return
         last = known.get("_handed_out")
         if last is None or last[0]._version == last[1]:  # else it is still to be warned of
-            counter = _version_of(ready.tensor, last)
-            known["_handed_out"] = None if counter is None else (counter[0], ready.version)
+            known["_handed_out"] = _counter_of(ready.tensor, last), ready.version
 
     def _parametrized(self) -> Tensor:
         known = self.__dict__
@@ -201,10 +200,15 @@ def _version_of(tensor: Tensor, last: Version | None) -> Version | None:
     """That of a plain tensor, None of one that has none; ``last`` is another, of its device."""
     if type(tensor) is not Tensor or functorch.is_wrapped(tensor):
         return None
-    counter = tensor.detach()
     try:
-        if tensor.nbytes > _SMALL:
-            counter.data = tensor.new_empty(0) if last is None or last[0].numel() else last[0]
+        counter = _counter_of(tensor, last)
         return counter, counter._version
     except RuntimeError:  # a tensor of inference
         return None
+
+
+def _counter_of(tensor: Tensor, last: Version | None) -> Tensor:
+    counter = tensor.detach()
+    if tensor.nbytes > _SMALL:
+        counter.data = tensor.new_empty(0) if last is None or last[0].numel() else last[0]
+    return counter

@@ -69,6 +69,7 @@ class Way:
         self._modules = modules[1:]  # not the model, in whose attributes this is
         self._types = list(map(type, self._modules))
         members = [member for _, of_kind in kinds for member in of_kind]
+        self._originals = [(each.__dict__, originals) for _, originals, each, _ in members]
         pairs = [(each, parametrizations) for each, _, parametrizations, _ in members]
         self._hooks = [module.__dict__[name] for pair in pairs for module in pair for name in HOOKS]
         self._read = [
@@ -77,6 +78,7 @@ class Way:
             and not each.options.autocast_output
             for each, parametrizations in pairs
         ]
+        self._prepared: list[Any] = [each.__dict__["prepared"] for each, *_ in members]
         self._forward: FrameType | None = None
 
     @classmethod
@@ -85,7 +87,9 @@ class Way:
         repeated = []
         for kind, members in kinds.items():
             rounds = kind.rounds([each for each, *_ in members], [access for *_, access in members])
-            if rounds is None:
+            # What an outer forward has prepared stays that one's.
+            mine = all(isinstance(each.prepared, PreparedWeight) for each, *_ in members)
+            if rounds is None or not mine:
                 return None
             repeated.append((rounds, members))
         return cls(model, repeated)
@@ -95,17 +99,18 @@ class Way:
         if not self._fits(model) or not all(repeated.holds() for repeated, _ in self._kinds):
             return False
         self._forward = forward
-        plain = iter(self._read) if not any(self._hooks) else None
+        has_hooks = any(self._hooks)
+        position = 0
         for repeated, members in self._kinds:
             made = repeated()
             circumstances = Circumstances(members[0][1][0].device, forward)
-            for i, (each, originals, parametrizations, _) in enumerate(members):
-                prepared = PreparedWeight(
-                    originals, made.weights[i], partial(made.output, i), each, circumstances
-                )
+            for i, (each, _, parametrizations, _) in enumerate(members):
+                output = partial(made.output, i)
+                prepared = self._prepared[position].again(made.weights[i], output, circumstances)
                 each.__dict__["prepared"] = prepared
-                if plain is not None and next(plain):
+                if self._read[position] and not has_hooks:
                     parametrizations.__dict__["_ready"] = prepared
+                position += 1
         return True
 
     def _fits(self, model: nn.Module) -> bool:
@@ -118,11 +123,8 @@ class Way:
         )
 
     def _originals_are(self) -> Iterator[bool]:
-        for _, members in self._kinds:
-            for _, originals, parametrizations, _ in members:
-                known = parametrizations.__dict__
-                now = (known["_parameters"] or known["_buffers"]).values()
-                yield all(map(is_, now, originals))
+        for known, originals in self._originals:
+            yield all(map(is_, (known["_parameters"] or known["_buffers"]).values(), originals))
 
     def forget(self, forward: FrameType) -> bool:
         """Forget what was prepared for this forward, if it was."""

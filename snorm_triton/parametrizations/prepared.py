@@ -108,7 +108,19 @@ class Circumstances:
 class PreparedWeight:
     """Of one forward of a model, or of any number of evaluations without gradients."""
 
-    was_read = False
+    __slots__ = (
+        "circumstances",
+        "contents",
+        "is_training",
+        "iterates",
+        "originals",
+        "outlives_forward",
+        "output",
+        "state",
+        "tensor",
+        "version",
+        "was_read",
+    )
 
     def __init__(
         self,
@@ -119,16 +131,44 @@ class PreparedWeight:
         circumstances: Circumstances,
     ) -> None:
         self.originals = originals
-        # An evaluation that outlives its forward is of u and v, too.
-        self.state = () if circumstances.frame is not None else parametrization.state_tensors()
-        self.contents = list(map(_contents, (*originals, *self.state)))
-        self.tensor = tensor
-        self._output = output
-        self.version = version(tensor)
-        self.circumstances = circumstances
         self.outlives_forward = circumstances.frame is None
+        # An evaluation that outlives its forward is of u and v, too.
+        self.state = parametrization.state_tensors() if self.outlives_forward else ()
+        hold = memory_of if self.outlives_forward else Tensor.untyped_storage
+        self.contents = [_contents(tensor, hold) for tensor in (*originals, *self.state)]
         self.is_training = parametrization.training
         self.iterates = parametrization.iterates
+        self._take(tensor, output, circumstances)
+
+    def _take(self, tensor: Tensor, output: Callable[[], Any], common: Circumstances) -> None:
+        self.tensor = tensor
+        self.version = version(tensor)
+        self.output = output
+        self.circumstances = common
+        self.was_read = False
+
+    def again(
+        self, tensor: Tensor, output: Callable[[], Any], circumstances: Circumstances
+    ) -> PreparedWeight:
+        """Of another forward, in which nothing but the values differs from this one's."""
+        other = PreparedWeight.__new__(PreparedWeight)
+        other.originals, other.state = self.originals, self.state
+        other.outlives_forward = self.outlives_forward
+        other.is_training, other.iterates = self.is_training, self.iterates
+        other.contents = [
+            (
+                original,
+                held,
+                original._version,
+                address,
+                stride,
+                requires_grad,
+                fingerprint(original),
+            )
+            for original, held, _, address, stride, requires_grad, _ in self.contents
+        ]
+        other._take(tensor, output, circumstances)
+        return other
 
     @property
     def frame(self) -> FrameType | None:
@@ -162,21 +202,21 @@ class PreparedWeight:
         )
 
     def _is_unchanged(self) -> bool:
-        for tensor, memory, number, address, stride, requires_grad, sample in self.contents:
+        for tensor, held, number, address, stride, requires_grad, sample in self.contents:
             if (
                 (number is not None and tensor._version != number)
                 or tensor.data_ptr() != address
                 or tensor.requires_grad is not requires_grad
                 or tensor.stride() != stride
-                or memory.expired()
                 or (sample is not None and fingerprint(tensor) != sample)
+                or (self.outlives_forward and held.expired())
             ):
                 return False
         return True
 
     def hand_over(self, originals: Originals, parametrization: Parametrization) -> Tensor:
         """The constrained tensor, for whatever the current stream does with it."""
-        output = self._output()
+        output = self.output()
         if self.circumstances.stream is not None:
             made = [each for each in output if isinstance(each, Tensor)]
             streams.hand_over(self.circumstances.stream, *made)
@@ -196,11 +236,14 @@ def are_same(one: Originals, other: Originals) -> bool:
     return all(map(is_, one, other))
 
 
-def _contents(tensor: Tensor) -> Contents:
-    """What tells the values of a tensor from those that it will have."""
+def _contents(tensor: Tensor, hold: Callable[[Tensor], Any]) -> Contents:
+    """What tells the values of a tensor from those that it will have.
+
+    No other memory has its address as long as the tensor's own is held, or is known to live.
+    """
     return (
         tensor,
-        memory_of(tensor),
+        hold(tensor),
         None if tensor.is_inference() else tensor._version,
         tensor.data_ptr(),
         tensor.stride(),
