@@ -14,6 +14,7 @@ from torch import Tensor, nn
 from torch.nn.utils.parametrize import ParametrizationList
 
 from ..parametrizations.base import SUFFIXES, Parametrization, evaluating
+from ..parametrizations.circumstances import Circumstances
 from ..parametrizations.prepared import PreparedWeight
 from ..torch_internals import functorch
 from ..torch_internals.parametrize import is_caching
@@ -36,7 +37,8 @@ class ConstrainedList(ParametrizationList):
 
     watched: str | None = None  # the tensor's name, where changes of it are looked for
     _handed_out: Version | None = None
-    _ready: PreparedWeight | None = None  # what reads in a forward of the model get
+    # What reads get as it is, and under which circumstances.
+    _ready: tuple[PreparedWeight, Circumstances] | None = None
 
     def forward(self) -> Tensor:
         """The tensor, parametrized."""
@@ -50,17 +52,37 @@ class ConstrainedList(ParametrizationList):
             warn(self, known["watched"])
         parametrized = self._parametrized()
         known["_handed_out"] = _version_of(parametrized, handed_out)
+        self._keep_ready()
         return parametrized
+
+    def _keep_ready(self) -> None:
+        """Let later evaluations without gradients read at once what this one has left."""
+        parametrizations = self.__dict__["_modules"]
+        only: Any = parametrizations["0"]
+        prepared = getattr(only, "prepared", None)
+        if type(prepared) is not PreparedWeight or len(parametrizations) > 1:
+            return
+        if prepared.outlives_forward and not only.options.autocast_output:
+            self.hand_out(prepared, prepared.circumstances)
+
+    def hand_out(self, prepared: PreparedWeight, circumstances: Circumstances) -> None:
+        """Let reads get what is prepared, unless there is something to be warned of first."""
+        known = self.__dict__
+        last = known.get("_handed_out")
+        if known.get("watched") is not None and (last is None or last[0]._version == last[1]):
+            known["_ready"] = prepared, circumstances
 
     def put_away(self) -> None:
         """End reads of what is ready; a change of it in place will be noticed all the same."""
         known = self.__dict__
-        ready: PreparedWeight | None = known.pop("_ready", None)
-        if ready is None or not ready.was_read:
+        ready: tuple[PreparedWeight, Circumstances] | None = known.pop("_ready", None)
+        if ready is None or not ready[0].was_read:
             return
-        last = known.get("_handed_out")
+        prepared, last = ready[0], known.get("_handed_out")
         if last is None or last[0]._version == last[1]:  # else it is still to be warned of
-            known["_handed_out"] = _counter_of(ready.tensor, last), ready.version
+            if prepared.counter is None:
+                prepared.counter = _counter_of(prepared.tensor, last)
+            known["_handed_out"] = prepared.counter, prepared.version
 
     def _parametrized(self) -> Tensor:
         known = self.__dict__
@@ -137,9 +159,9 @@ def make_fast(cls: type[nn.Module], name: str) -> None:
         parametrizations: Any = module._modules["parametrizations"]
         each = parametrizations._modules[name]
         ready = each.__dict__.get("_ready")
-        if ready is not None and _is_right(ready, each):
-            ready.was_read = True
-            return ready.tensor
+        if ready is not None and _is_right(each, *ready):
+            ready[0].was_read = True
+            return ready[0].tensor
         if is_caching() or _has_hooks(each) or type(each) is ParametrizationList:
             return torchs.fget(module)
         return each.forward()
@@ -180,13 +202,18 @@ def _has_hooks(module: nn.Module) -> bool:
     )
 
 
-def _is_right(ready: PreparedWeight, parametrizations: Any) -> bool:
+def _is_right(parametrizations: Any, prepared: PreparedWeight, common: Circumstances) -> bool:
+    """Whether a read gets it."""
     known = parametrizations.__dict__
-    originals = (known["_parameters"] or known["_buffers"]).values()
+    only = known["_modules"]["0"]
     return (
         not torch.compiler.is_compiling()
         and not is_caching()
-        and ready.serves_plainly(originals, known["_modules"]["0"])
+        # Of a forward they were looked for at its start.
+        and (common.frame is not None or not (_has_hooks(parametrizations) or _has_hooks(only)))
+        and prepared.serves_plainly(
+            (known["_parameters"] or known["_buffers"]).values(), only, common
+        )
     )
 
 

@@ -21,14 +21,15 @@ from torch.nn.parameter import Parameter
 from torch.nn.utils.parametrize import ParametrizationList
 
 from ..ops import recomputation
-from ..parametrizations.base import Originals, Parametrization
-from ..parametrizations.prepared import Circumstances, PreparedWeight, TracedWeight, is_running
+from ..parametrizations.base import Parametrization
+from ..parametrizations.circumstances import Circumstances, is_running
+from ..parametrizations.prepared import PreparedWeight, TracedWeight
 from ..torch_internals import functorch
 from ..torch_internals.checkpoints import unseen
 from ..torch_internals.parametrize import is_cached
 from ..torch_internals.tracing import is_tracing
 from .access import originals_of
-from .standing import ATTRIBUTE, Chosen, Standing
+from .standing import ATTRIBUTE, Chosen, Member, Standing
 
 
 def attach(model: nn.Module, everywhere: bool) -> None:
@@ -91,7 +92,13 @@ def _prepare(model: nn.Module, forward: FrameType | None, everywhere: bool) -> N
             return
     with unseen() if checkpoints else nullcontext():
         kinds: dict[type[Parametrization], list[Chosen]] = {}
-        for each in _chosen(model, everywhere):
+        served: list[Member] = []
+        for each in _joined(model, everywhere):
+            prepared = each[0].prepared
+            if prepared is not None and prepared.serves(each[1], each[0]):
+                served.append(each)
+                continue
+            each[0].prepared = None
             access = each[0].access(each[1], checkpoints)
             kinds.setdefault(type(each[0]), []).append((*each, access))
         for kind, members in kinds.items():
@@ -108,17 +115,15 @@ def _prepare(model: nn.Module, forward: FrameType | None, everywhere: bool) -> N
                     parametrization.prepared = PreparedWeight(
                         originals, output[0], partial(_same, output), parametrization, common
                     )
-    if standing is not None and kinds:
-        standing.add(model, kinds)
+    if standing is not None and (kinds or served):
+        standing.add(model, kinds, served)
 
 
 def _same(output: Any) -> Any:
     return output
 
 
-def _chosen(
-    model: nn.Module, everywhere: bool
-) -> Iterator[tuple[Parametrization, Originals, ParametrizationList]]:
+def _joined(model: nn.Module, everywhere: bool) -> Iterator[Member]:
     """What is prepared: parametrizations with the tensors that they are of, and their lists."""
     for module, name, parametrizations in _parametrized(model):
         # Stacked normalizations, sharded weights and the like are left to the access.
@@ -132,10 +137,7 @@ def _chosen(
             continue
         if not everywhere and originals[0].device.type == "cpu":
             continue
-        prepared = parametrization.prepared
-        is_served = prepared is not None and prepared.serves(originals, parametrization)
-        if parametrization.joins(originals) and not is_served:
-            parametrization.prepared = None
+        if parametrization.joins(originals):
             yield parametrization, originals, parametrizations
 
 

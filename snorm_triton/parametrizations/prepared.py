@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import sys
 from collections.abc import Callable
 from operator import is_
 from types import FrameType
@@ -11,14 +10,11 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from ..ops import recomputation, streams
+from ..ops import streams
 from ..ops.fingerprint import fingerprint
-from ..torch_internals import functorch
-from ..torch_internals.autograd import backward_id
-from ..torch_internals.checkpoints import is_of_checkpoint
 from ..torch_internals.storage import memory_of, version
-from . import updates
-from .base import Originals, Parametrization, evaluations
+from .base import Originals, Parametrization
+from .circumstances import Circumstances
 
 Contents = tuple[Tensor, Any, int | None, int, tuple[int, ...], bool, bytes | None]
 
@@ -56,61 +52,13 @@ class TracedWeight:
         return self.tensor
 
 
-class Circumstances:
-    """What weights have in common that are computed ahead together: their forward, above all.
-
-    ``frame`` is None of evaluations without gradients, which outlive their forward.
-    """
-
-    def __init__(self, device: torch.device, frame: FrameType | None = None) -> None:
-        self.frame = frame
-        self.steps = updates.steps
-        self.backward = backward_id()  # a recomputation inside a backward is no access
-        self.with_grad = torch.is_grad_enabled()
-        self.device = device
-        self.stream = streams.current(device)
-        self.is_captured = streams.is_capturing(device)
-
-    def last(self) -> bool:
-        """Whether it is as it was."""
-        return (
-            (self.with_grad or not torch.is_grad_enabled())
-            and self.steps == updates.steps
-            and self.backward == backward_id()
-            and (self.frame is None or is_running(self.frame))
-            # A graph cannot wait for what is not in it.
-            and streams.is_capturing(self.device) == self.is_captured
-        )
-
-    def last_plainly(self) -> bool:
-        """Whether it is, and nothing else is to be done but to hand the weights out.
-
-        No transform takes them, no checkpoint is to be told, and no stream has to wait. A
-        checkpoint around the forward itself was seen when they were computed.
-        """
-        if (
-            self.with_grad is not torch.is_grad_enabled()
-            or self.steps != updates.steps
-            or evaluations.depth
-            or recomputation.is_possible()
-            or functorch.active()
-        ):
-            return False
-        if self.stream is not None and (
-            streams.current(self.device) != self.stream
-            or streams.is_capturing(self.device) != self.is_captured
-        ):
-            return False
-        # Without gradients this may be the forward of a reentrant checkpoint: its frame tells.
-        return is_running(self.frame, past_checkpoints=self.with_grad)
-
-
 class PreparedWeight:
     """Of one forward of a model, or of any number of evaluations without gradients."""
 
     __slots__ = (
         "circumstances",
         "contents",
+        "counter",
         "is_training",
         "iterates",
         "originals",
@@ -146,6 +94,7 @@ class PreparedWeight:
         self.output = output
         self.circumstances = common
         self.was_read = False
+        self.counter: Tensor | None = None  # of changes in place
 
     def again(
         self, tensor: Tensor, output: Callable[[], Any], circumstances: Circumstances
@@ -171,6 +120,11 @@ class PreparedWeight:
         return other
 
     @property
+    def tensors(self) -> list[Tensor]:
+        """All that it is of."""
+        return [tensor for tensor, *_ in self.contents]
+
+    @property
     def frame(self) -> FrameType | None:
         """The forward that it is of."""
         return self.circumstances.frame
@@ -188,18 +142,20 @@ class PreparedWeight:
             and self.circumstances.last()
         )
 
-    def serves_plainly(self, originals: Any, parametrization: Parametrization) -> bool:
+    def serves_plainly(
+        self, originals: Any, parametrization: Parametrization, circumstances: Circumstances
+    ) -> bool:
         """Whether a read here and now gets the tensor as it is, where no autocast changes it."""
         known = parametrization.__dict__  # past Module's attribute lookup
-        return (
-            known["prepared"] is self
-            and known["training"] is self.is_training
-            and self.tensor._version == self.version
-            and all(map(is_, originals, self.originals))
-            and (not self.state or are_same(parametrization.state_tensors(), self.state))
-            and self._is_unchanged()
-            and self.circumstances.last_plainly()
-        )
+        if (
+            known["prepared"] is not self
+            or known["training"] is not self.is_training
+            or self.tensor._version != self.version
+            or not all(map(is_, originals, self.originals))
+            or (self.state and not are_same(parametrization.state_tensors(), self.state))
+        ):
+            return False
+        return self._is_unchanged() and circumstances.last_plainly()
 
     def _is_unchanged(self) -> bool:
         for tensor, held, number, address, stride, requires_grad, sample in self.contents:
@@ -250,17 +206,3 @@ def _contents(tensor: Tensor, hold: Callable[[Tensor], Any]) -> Contents:
         tensor.requires_grad,
         fingerprint(tensor),
     )
-
-
-def is_running(frame: FrameType | None, past_checkpoints: bool = True) -> bool:
-    """Whether ``frame`` is among the callers: not so in another thread, nor once it has ended.
-
-    Or past no frame of torch's checkpoints. A hook is not told of every end: KeyboardInterrupt
-    passes it by.
-    """
-    caller: FrameType | None = sys._getframe(1)
-    while caller is not None and caller is not frame:
-        if not past_checkpoints and is_of_checkpoint(caller):
-            return False
-        caller = caller.f_back
-    return caller is not None or (frame is None and not past_checkpoints)

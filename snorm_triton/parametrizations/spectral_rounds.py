@@ -32,6 +32,7 @@ class SpectralRounds:
         self._standing = accessed
         self._iterates = isinstance(accesses[0].step, Iterate)
         self._policy = parametrizations[0].options.power_iter
+        self._memories = [updates.memories_of(each) for each in parametrizations]
         self._members: list[Member] = [
             (each.__dict__, each._buffers, access, each.options)
             for each, access in zip(parametrizations, accesses, strict=True)
@@ -39,7 +40,8 @@ class SpectralRounds:
 
     def holds(self) -> bool:
         """Whether nothing is otherwise."""
-        return self._is_due() and self._standing.holds()
+        is_same = self._is_due() and self._standing.holds()
+        return is_same and (self._policy == "access" or self._is_due_by_update())
 
     def __call__(self) -> Round:
         """A round, and what is noted of it."""
@@ -49,7 +51,9 @@ class SpectralRounds:
             if self._iterates:
                 known["_evaluated"] = None
         if self._iterates and self._policy == "update":
-            updates.have_iterated(self._parametrizations, self._standing.weights, made)
+            updates.have_iterated(
+                self._parametrizations, self._standing.weights, self._memories, made
+            )
         return made
 
     def _is_due(self) -> bool:
@@ -66,11 +70,13 @@ class SpectralRounds:
                 or known.get("prepared") is not None
             ):
                 return False
-        return self._policy == "access" or self._is_due_by_update()
+        return True
 
     def _is_due_by_update(self) -> bool:
-        for each, access in zip(self._parametrizations, self._accesses, strict=True):
-            if updates.is_due(each, access.weight) != self._iterates:
+        for each, weight, memories in zip(
+            self._parametrizations, self._standing.weights, self._memories, strict=True
+        ):
+            if updates.is_due(each, weight, memories) != self._iterates:
                 return False
             if not self._iterates and not updates.notices_all(each):
                 return False

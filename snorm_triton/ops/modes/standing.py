@@ -67,7 +67,7 @@ class Standing:
             list(map(Tensor.is_neg, weights)),
             torch.is_grad_enabled(),
             torch.is_inference_mode_enabled(),
-            streams.current(device),
+            streams.handle(device),
             streams.is_capturing(device),
         )
 
