@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from functools import partial
+from typing import cast
 
 import torch
 from torch import Tensor
@@ -44,7 +45,7 @@ class Rounds:
         self.views = [call.view for call in calls]
         self._rows: dict[tuple[int, ...], Rows] = {}  # of the gradients of such members
 
-    def __call__(self) -> Round:
+    def __call__(self) -> tuple[list[Tensor], Round]:
         weight, _, u, _, step, dtype = self.calls[0]
         table, _, sizes = self.plan
         out = weight.new_empty(sizes.out, dtype=dtype)
@@ -52,13 +53,13 @@ class Rounds:
         launch_all(Memory(table, out, state, out, u.new_empty(sizes.scratch)), step, weight)
         weights = split(out, sizes.outs, self.shapes)
         states = partial(split_states, state, self.views)
-        return Round(weights, (out, state), states, is_live(step))
+        return weights, Round(state, states, is_live(step))
 
     def gradients(
         self, made: Round, members: Sequence[int], grads: Sequence[Tensor]
     ) -> Sequence[Tensor]:
         weights = [self.calls[i].weight for i in members]
-        _, state = made.memory
+        state = cast(Tensor, made.memory)
         alike = all(grad.dtype == grads[0].dtype for grad in grads) and fits_table(*grads)
         if len(members) < 2 or not alike or launch.is_capturing(state.device):
             return rescale_backward(gradient_calls(self.calls, made, members, grads))

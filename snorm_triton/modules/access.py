@@ -160,8 +160,9 @@ def make_fast(cls: type[nn.Module], name: str) -> None:
         each = parametrizations._modules[name]
         ready = each.__dict__.get("_ready")
         if ready is not None and _is_right(each, *ready):
-            ready[0].was_read = True
-            return ready[0].tensor
+            prepared = ready[0]
+            prepared.was_read = True
+            return prepared.tensor if ready[1].with_grad else prepared.tensor.detach()
         if is_caching() or _has_hooks(each) or type(each) is ParametrizationList:
             return torchs.fget(module)
         return each.forward()

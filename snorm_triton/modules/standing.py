@@ -21,6 +21,7 @@ from .access import HOOKS, ConstrainedList
 
 ATTRIBUTE = "_snorm_triton_standing"  # of the model
 _MANY = 4  # ways that forwards take turns in: trained or frozen, iterating or not
+_TRIED = 16  # forwards in a row that each were otherwise than any before
 
 # A parametrization, what it is of, and its list; and its access.
 Member = tuple[Parametrization, Originals, ParametrizationList]
@@ -56,7 +57,7 @@ class Standing:
             served: what needed none.
         """
         self.misses += 1
-        if self.misses & (self.misses - 1):
+        if self.misses > _TRIED and self.misses & (self.misses - 1):
             return
         way: Way | None = None
         if kinds and not served:
@@ -94,7 +95,6 @@ class Way:
             type(parametrizations) is ConstrainedList and not each.options.autocast_output
             for each, parametrizations in pairs
         ]
-        self._prepared: list[Any] = [each.__dict__["prepared"] for each, _ in pairs]
         self._forward: FrameType | None = None
 
     def prepare(self, model: nn.Module, forward: FrameType) -> bool:
@@ -147,6 +147,8 @@ class Access(Way):
     ) -> None:
         super().__init__(model, members)
         self._kinds = kinds
+        all_prepared: list[Any] = [each.prepared for each, *_ in members]
+        self._prepared = [each.without_tensor() for each in all_prepared]
 
     @classmethod
     def of(cls, model: nn.Module, kinds: Kinds) -> Access | None:
@@ -170,10 +172,10 @@ class Access(Way):
         common = Circumstances(self._originals[0][1][0].device, forward)
         all_prepared: list[PreparedWeight] = []
         for repeated in self._kinds:
-            made = repeated()
-            for i, weight in enumerate(made.weights):
+            weights, made = repeated()
+            for i, weight in enumerate(weights):
                 then = self._prepared[len(all_prepared)]
-                all_prepared.append(then.again(weight, partial(made.output, i), common))
+                all_prepared.append(then.again(weight, partial(made.output, i, weight), common))
         for (known, _), prepared in zip(self._members, all_prepared, strict=True):
             known["prepared"] = prepared
         self._hand_out(all_prepared, common)
@@ -185,6 +187,7 @@ class Evaluation(Way):
 
     def __init__(self, model: nn.Module, members: Sequence[Member]) -> None:
         super().__init__(model, members)
+        self._prepared: list[Any] = [each.prepared for each, *_ in members]
         self._tensors = [tensor for each in self._prepared for tensor in each.tensors]
         self._facts = self._facts_now()
 

@@ -14,31 +14,29 @@ Gradients = Callable[[Sequence[GradientCall]], Sequence[Tensor]]
 
 
 class Round:
-    """What came of one round: W / sigma of each weight, and, if they are asked for, its states."""
+    """The u, v and sigma that the members of one round took, as tensors if they are asked for.
+
+    A node of the graph holds it: it does not hold what that node leads to.
+    """
 
     def __init__(
-        self,
-        weights: list[Tensor],
-        memory: Sequence[Tensor],
-        states: Callable[[], list[State]],
-        is_written: bool,
+        self, memory: Tensor | None, states: Callable[[], list[State]], is_written: bool
     ) -> None:
-        self.weights = weights
-        self.memory = memory  # in which it all lies
+        self.memory = memory  # in which all states lie, if they lie together
         self.is_written = is_written  # the live state too
         self._states: list[State] | None = None
         self._make_states = states
 
     @property
     def states(self) -> list[State]:
-        """The u, v and sigma that each took."""
+        """Of each member."""
         if self._states is None:
             self._states = self._make_states()
         return self._states
 
-    def output(self, i: int) -> Normalized:
-        """All that came of one member."""
-        return Normalized(self.weights[i], *self.states[i], self.is_written)
+    def output(self, i: int, weight_sn: Tensor) -> Normalized:
+        """All that came of one member, whose W / sigma this is."""
+        return Normalized(weight_sn, *self.states[i], self.is_written)
 
 
 class Rounds(Protocol):
@@ -46,8 +44,8 @@ class Rounds(Protocol):
 
     calls: Sequence[Call]
 
-    def __call__(self) -> Round:
-        """A round of them."""
+    def __call__(self) -> tuple[list[Tensor], Round]:
+        """A round of them: W / sigma of each, and what it took."""
 
     def gradients(
         self, made: Round, members: Sequence[int], grads: Sequence[Tensor]
@@ -73,12 +71,11 @@ class EachTime:
         self._together = together
         self._gradients = gradients
 
-    def __call__(self) -> Round:
+    def __call__(self) -> tuple[list[Tensor], Round]:
         made = self._together(self.calls)
-        weights = [each.weight_sn for each in made]
         states = [each.state for each in made]
-        memory = [tensor for each in made for tensor in each[:4]]
-        return Round(weights, memory, lambda: states, made[0].is_written)
+        weights = [each.weight_sn for each in made]
+        return weights, Round(None, lambda: states, made[0].is_written)
 
     def gradients(
         self, made: Round, members: Sequence[int], grads: Sequence[Tensor]

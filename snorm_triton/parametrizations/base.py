@@ -38,8 +38,8 @@ class Repeated(Protocol):
     def holds(self) -> bool:
         """Whether they are the ones that are to be made, here and now."""
 
-    def __call__(self) -> Round:
-        """A round of them."""
+    def __call__(self) -> tuple[list[Tensor], Round]:
+        """A round of them: the tensors, and what else came of it."""
 
 
 class Parametrization(nn.Module):

@@ -100,23 +100,20 @@ class PreparedWeight:
         self, tensor: Tensor, output: Callable[[], Any], circumstances: Circumstances
     ) -> PreparedWeight:
         """Of another forward, in which nothing but the values differs from this one's."""
-        other = PreparedWeight.__new__(PreparedWeight)
-        other.originals, other.state = self.originals, self.state
-        other.outlives_forward = self.outlives_forward
-        other.is_training, other.iterates = self.is_training, self.iterates
+        other = self.without_tensor()
         other.contents = [
-            (
-                original,
-                held,
-                original._version,
-                address,
-                stride,
-                requires_grad,
-                fingerprint(original),
-            )
-            for original, held, _, address, stride, requires_grad, _ in self.contents
+            (each, held, each._version, address, stride, requires_grad, fingerprint(each))
+            for each, held, _, address, stride, requires_grad, _ in self.contents
         ]
         other._take(tensor, output, circumstances)
+        return other
+
+    def without_tensor(self) -> PreparedWeight:
+        """What :meth:`again` takes of this: it holds neither what was computed nor its forward."""
+        other = PreparedWeight.__new__(PreparedWeight)
+        other.originals, other.state = self.originals, self.state
+        other.outlives_forward, other.contents = self.outlives_forward, self.contents
+        other.is_training, other.iterates = self.is_training, self.iterates
         return other
 
     @property

@@ -5,6 +5,8 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
 
+from torch import Tensor
+
 from ..ops.calls import Access, Iterate, Replay, Step
 from ..ops.modes.standing import Standing, standing
 from ..ops.rounds import Round
@@ -43,9 +45,9 @@ class SpectralRounds:
         is_same = self._is_due() and self._standing.holds()
         return is_same and (self._policy == "access" or self._is_due_by_update())
 
-    def __call__(self) -> Round:
+    def __call__(self) -> tuple[list[Tensor], Round]:
         """A round, and what is noted of it."""
-        made = self._standing()
+        weights, made = self._standing()
         for known, *_ in self._members:
             known["is_sigma_known"] = True
             if self._iterates:
@@ -54,7 +56,7 @@ class SpectralRounds:
             updates.have_iterated(
                 self._parametrizations, self._standing.weights, self._memories, made
             )
-        return made
+        return weights, made
 
     def _is_due(self) -> bool:
         if evaluations.depth or backward_id() != -1:

@@ -42,21 +42,20 @@ class Standing:
         """Whether an access to each, here and now, is what was set up."""
         return self._facts_now() == self._facts
 
-    def __call__(self) -> Round:
+    def __call__(self) -> tuple[list[Tensor], Round]:
         """Make them, and write their state."""
-        made = without_autocast(self.weights[0].device.type, self._rounds)
+        results, made = without_autocast(self.weights[0].device.type, self._rounds)
         if isinstance(self._accesses[0].step, Iterate) and not made.is_written:
-            outputs = map(Normalized, made.weights, *zip(*made.states, strict=True))
+            outputs = map(Normalized, results, *zip(*made.states, strict=True))
             write(self._accesses, list(outputs))
         versions = list(map(_versions, self.weights))
         for members in self._nodes:
             estimates = Estimates(self._rounds, made, members, self._dims, versions)
-            weights_sn = [made.weights[i] for i in members]
             weights = [self.weights[i] for i in members]
-            results = Rescale.apply((self._backend, estimates, weights_sn), *weights)
-            for i, weight_sn in zip(members, results, strict=True):
-                made.weights[i] = weight_sn
-        return made
+            computed = self._backend, estimates, [results[i] for i in members]
+            for i, weight_sn in zip(members, Rescale.apply(computed, *weights), strict=True):
+                results[i] = weight_sn
+        return results, made
 
     def _facts_now(self) -> tuple[object, ...]:
         weights, device = self.weights, self.weights[0].device

@@ -1,0 +1,334 @@
+"""Forwards after the first are prepared as the last one was, unless anything has changed."""
+
+import copy
+import gc
+import io
+import pickle
+import warnings
+import weakref
+from contextlib import contextmanager
+from unittest import mock
+
+import pytest
+import torch
+from torch import nn
+from torch.nn.utils import parametrize
+
+from snorm_triton import apply_spectral_norm, remove_spectral_norm, spectral_norm
+from snorm_triton.modules import whole_model
+from whole_models import (
+    Model,
+    assert_same_gradients,
+    assert_same_state,
+    iterations,
+    normalized,
+    original_of,
+    pair,
+    state_of,
+)
+
+
+@contextmanager
+def walks(count):
+    """Expect so many forwards to look at the model anew."""
+    with mock.patch.object(whole_model, "_joined", side_effect=whole_model._joined) as walk:
+        yield
+    assert walk.call_count == count
+
+
+def train(model, x):
+    model(x).square().sum().backward()
+
+
+def assert_alike_after(change, **options):
+    """Both ways compute the same, bit for bit, before and after a change of the model."""
+    models = []
+    for foreach in (True, False):
+        torch.manual_seed(0)
+        models.append(normalized(Model(), foreach, **options))
+    together, one_by_one = models
+    x = torch.randn(3, 6)
+    steps = [train, train, lambda model, x: change(model), train, train]
+    for do in steps:
+        for model in models:
+            do(model, x)
+    assert_same_state(together, one_by_one)
+    assert_same_gradients(together, one_by_one)
+
+
+def step(model):
+    optimizer = torch.optim.SGD(model.parameters(), lr=0.1)
+    optimizer.step()
+
+
+def swap_data(model):
+    original_of(model.first).data = original_of(model.first).data * 1.5
+
+
+def swap_data_back(model):
+    weight = original_of(model.first)
+    before = weight.data
+    weight.data = before * 2
+    train(model, torch.ones(3, 6))
+    weight.data = before
+
+
+def transpose(model):
+    model.zero_grad()
+    with torch.no_grad():
+        original_of(model.first).data = original_of(model.first).data.t().contiguous().t()
+
+
+def put_parameter(model):
+    model.first.parametrizations.weight.original = nn.Parameter(torch.ones(8, 6).cumsum(1))
+
+
+def put_layer(model):
+    torch.manual_seed(0)
+    model.last = spectral_norm(nn.Linear(8, 5))
+
+
+def put_buffer(model):
+    parametrization = model.first.parametrizations.weight[0]
+    parametrization._u = torch.ones_like(parametrization._u) / 8**0.5
+
+
+def load(model):
+    state = {key: value + 0.1 for key, value in model.state_dict().items()}
+    model.load_state_dict(state, assign=True)
+
+
+def freeze(model):
+    original_of(model.first).requires_grad_(False)
+
+
+def evaluate_one(model):
+    model.last.eval()
+
+
+def widen(model):
+    model.double().float()
+
+
+def add_hook(model):
+    hook = lambda module, args, output: 2 * output  # noqa: E731
+    model.first.parametrizations.weight[0].register_forward_hook(hook)
+
+
+def stack(model):
+    parametrize.register_parametrization(model.first, "weight", nn.Identity())
+
+
+def unnormalize(model):
+    remove_spectral_norm(model.first)
+
+
+CHANGES = [
+    step,
+    swap_data,
+    swap_data_back,
+    transpose,
+    put_parameter,
+    put_layer,
+    put_buffer,
+    load,
+    freeze,
+    evaluate_one,
+    widen,
+    add_hook,
+    stack,
+    unnormalize,
+]
+
+
+@pytest.mark.parametrize("change", CHANGES)
+@pytest.mark.parametrize("policy", ["access", "update"])
+def test_after_any_change_it_is_as_one_by_one(change, policy):
+    assert_alike_after(change, power_iter=policy)
+
+
+def test_training_steps_after_the_first_do_not_look_at_the_model():
+    model, x = normalized(Model()), torch.randn(3, 6)
+    optimizer = torch.optim.SGD(model.parameters(), lr=0.1)
+    train(model, x)  # until then weights are fresh
+    with walks(1):
+        for _ in range(4):
+            train(model, x)
+            optimizer.step()
+            optimizer.zero_grad()
+
+
+def test_forwards_of_several_kinds_may_take_turns():
+    model, x = normalized(Model()), torch.randn(3, 6)
+
+    def round_of_all():
+        train(model, x)
+        model.requires_grad_(False)
+        model(x)
+        model.requires_grad_()
+        with torch.no_grad():
+            model(x)
+
+    round_of_all()
+    round_of_all()
+    with walks(0):
+        round_of_all()
+        round_of_all()
+
+
+def test_replays_are_told_from_iterations():
+    model, x = normalized(Model(), power_iter="update"), torch.randn(3, 6)
+    optimizer = torch.optim.SGD(model.parameters(), lr=0.1)
+    for _ in range(2):
+        optimizer.step()
+        train(model, x)
+        train(model, x)
+    with walks(0):
+        optimizer.step()
+        before = [state_of(layer) for layer in (model.first, model.last)]
+        train(model, x)
+        train(model, x)
+    after = map(iterations, (model.first, model.last), before)
+    assert list(after) == [1, 1]
+
+
+@torch.no_grad()
+def test_an_evaluation_that_nothing_has_changed_is_read_at_once():
+    model, x = normalized(Model()).eval(), torch.randn(3, 6)
+    for _ in range(2):
+        expected = model(x)
+    with walks(0):
+        assert torch.equal(model(x), expected)
+        seen = []
+        model(x, lambda: seen.append(model.last.weight))
+    assert seen[0].data_ptr() == model.last.weight.data_ptr()
+    original_of(model.last).mul_(2)
+    model.last.parametrizations.weight[0]._v.mul_(0.5)
+    assert torch.equal(model(x), copy.deepcopy(model)(x))
+
+
+def test_a_change_in_place_is_warned_of_all_the_same():
+    model, x = normalized(Model()), torch.randn(3, 6)
+    seen = []
+    for _ in range(3):
+        model(x, lambda: seen.append(model.last.weight))
+    with torch.no_grad():
+        seen[-1].mul_(2)
+    with pytest.warns(UserWarning, match=r"last\.weight.* was changed in place"):
+        model(x)
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        model(x)
+
+
+def test_a_change_in_place_during_the_forward_is_warned_of():
+    model, x = normalized(Model()), torch.randn(3, 6)
+    for _ in range(3):
+        model(x)
+
+    def change():
+        with torch.no_grad():
+            model.last.weight.mul_(2)
+
+    with pytest.warns(UserWarning, match="was changed in place"):
+        model(x, change)
+
+
+@pytest.mark.parametrize(
+    "duplicate",
+    [copy.deepcopy, lambda model: pickle.loads(pickle.dumps(model)), "saved"],
+    ids=["deepcopy", "pickle", "torch.save"],
+)
+def test_a_copy_prepares_weights_of_its_own(duplicate):
+    def saved(model):
+        file = io.BytesIO()
+        torch.save(model, file)
+        file.seek(0)
+        return torch.load(file, weights_only=False)
+
+    model, x = normalized(Model()), torch.randn(3, 6)
+    for _ in range(3):
+        train(model, x)
+    twin = (saved if duplicate == "saved" else duplicate)(model)
+    before = copy.deepcopy(model.state_dict())
+    for _ in range(3):
+        train(twin, x)
+    after = model.state_dict()
+    assert all(torch.equal(after[key], before[key]) for key in before)
+    for _ in range(3):
+        train(model, x)
+    assert_same_state(model, twin)
+
+
+@pytest.fixture
+def no_collection():
+    """What is not needed is given back at once, or it stays."""
+    gc.collect()
+    gc.disable()
+    yield
+    gc.enable()
+
+
+@pytest.mark.usefixtures("no_collection")
+def test_weights_that_were_handed_out_are_not_kept():
+    model, x, seen = normalized(Model()), torch.randn(3, 6), []
+    for _ in range(4):
+        model(x, lambda: seen.append(weakref.ref(model.first.weight)))
+        assert seen[-1]() is None
+
+
+@pytest.mark.usefixtures("no_collection")
+def test_a_model_is_given_back_at_once():
+    model = normalized(Model())
+    for _ in range(4):
+        train(model, torch.randn(3, 6))
+    whole = weakref.ref(model)
+    del model
+    assert whole() is None
+
+
+class First(Model):
+    """The first weight alone is used."""
+
+    def forward(self, x, meanwhile=None):
+        return self.first(x)
+
+
+@pytest.mark.parametrize("model", [First, Model])
+def test_gradients_of_those_that_are_used(model):
+    together, one_by_one = pair(model())
+    for each in (together, one_by_one):
+        for _ in range(3):
+            each.zero_grad()
+            train(each, torch.ones(3, 6))
+    assert_same_gradients(together, one_by_one)
+
+
+def test_second_derivatives_of_a_round():
+    together, one_by_one = pair(Model())
+    x = torch.randn(3, 6, requires_grad=True)
+    for model in (together, one_by_one):
+        for _ in range(3):
+            (grad,) = torch.autograd.grad(model(x).square().sum(), x, create_graph=True)
+            model.zero_grad()
+            grad.square().sum().backward()
+    assert_same_gradients(together, one_by_one)
+
+
+def test_a_changed_weight_has_no_gradient_of_a_round():
+    model, x = normalized(Model()), torch.randn(3, 6)
+    for _ in range(3):
+        loss = model(x).sum()
+    with torch.no_grad():
+        original_of(model.last).mul_(2)
+    with pytest.raises(RuntimeError, match="modified by an inplace"):
+        loss.backward()
+
+
+def test_detaching_the_hooks_leaves_nothing():
+    model = normalized(Model())
+    for _ in range(3):
+        model(torch.randn(3, 6))
+    remove_spectral_norm(model, recursive=True)
+    assert not any("standing" in name for name in model.__dict__)
+    apply_spectral_norm(model, foreach=True)(torch.randn(3, 6))
