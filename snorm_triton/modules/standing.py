@@ -172,10 +172,10 @@ class Access(Way):
         common = Circumstances(self._originals[0][1][0].device, forward)
         all_prepared: list[PreparedWeight] = []
         for repeated in self._kinds:
-            weights, made = repeated()
+            weights, output = repeated()
             for i, weight in enumerate(weights):
                 then = self._prepared[len(all_prepared)]
-                all_prepared.append(then.again(weight, partial(made.output, i, weight), common))
+                all_prepared.append(then.again(weight, partial(output, i, weight), common))
         for (known, _), prepared in zip(self._members, all_prepared, strict=True):
             known["prepared"] = prepared
         self._hand_out(all_prepared, common)

@@ -3,14 +3,36 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from operator import attrgetter
 from typing import Protocol
 
+import torch
 from torch import Tensor
 
+from . import streams
 from .calls import Call, GradientCall, Normalized, State
 
 Together = Callable[[Sequence[Call]], list[Normalized]]
 Gradients = Callable[[Sequence[GradientCall]], Sequence[Tensor]]
+
+
+_of_weights = attrgetter("dtype", "shape", "requires_grad")
+
+
+def facts_of(weights: Sequence[Tensor], state: Sequence[Tensor] = ()) -> tuple[object, ...]:
+    """What an access to these weights, of such a state, depends on but for their values."""
+    device = weights[0].device
+    return (
+        list(map(Tensor.data_ptr, weights)),
+        list(map(Tensor.data_ptr, state)),
+        list(map(_of_weights, weights)),
+        list(map(Tensor.stride, weights)),
+        list(map(Tensor.is_neg, weights)),
+        torch.is_grad_enabled(),
+        torch.is_inference_mode_enabled(),
+        streams.handle(device),
+        streams.is_capturing(device),
+    )
 
 
 class Round:

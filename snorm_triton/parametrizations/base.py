@@ -11,7 +11,6 @@ import torch
 from torch import Tensor, nn
 
 from ..ops.recomputation import Checkpoints
-from ..ops.rounds import Round
 from ..torch_internals import functorch
 from .options import ConstraintOptions
 
@@ -38,8 +37,8 @@ class Repeated(Protocol):
     def holds(self) -> bool:
         """Whether they are the ones that are to be made, here and now."""
 
-    def __call__(self) -> tuple[list[Tensor], Round]:
-        """A round of them: the tensors, and what else came of it."""
+    def __call__(self) -> tuple[list[Tensor], Callable[[int, Tensor], Any]]:
+        """A round of them: the tensors, and what gives one's whole output, by its number."""
 
 
 class Parametrization(nn.Module):

@@ -2,14 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import TYPE_CHECKING, Any
 
 from torch import Tensor
 
-from ..ops.calls import Access, Iterate, Replay, Step
+from ..ops.calls import Access, Iterate, Normalized, Replay, Step
 from ..ops.modes.standing import Standing, standing
-from ..ops.rounds import Round
 from ..torch_internals.autograd import backward_id
 from . import updates
 from .base import evaluations
@@ -45,7 +44,7 @@ class SpectralRounds:
         is_same = self._is_due() and self._standing.holds()
         return is_same and (self._policy == "access" or self._is_due_by_update())
 
-    def __call__(self) -> tuple[list[Tensor], Round]:
+    def __call__(self) -> tuple[list[Tensor], Callable[[int, Tensor], Normalized]]:
         """A round, and what is noted of it."""
         weights, made = self._standing()
         for known, *_ in self._members:
@@ -56,7 +55,7 @@ class SpectralRounds:
             updates.have_iterated(
                 self._parametrizations, self._standing.weights, self._memories, made
             )
-        return weights, made
+        return weights, made.output
 
     def _is_due(self) -> bool:
         if evaluations.depth or backward_id() != -1:

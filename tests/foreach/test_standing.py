@@ -14,7 +14,7 @@ import torch
 from torch import nn
 from torch.nn.utils import parametrize
 
-from snorm_triton import apply_spectral_norm, remove_spectral_norm, spectral_norm
+from snorm_triton import apply_spectral_norm, apply_weight_norm, remove_spectral_norm, spectral_norm
 from snorm_triton.modules import whole_model
 from whole_models import (
     Model,
@@ -332,3 +332,24 @@ def test_detaching_the_hooks_leaves_nothing():
     remove_spectral_norm(model, recursive=True)
     assert not any("standing" in name for name in model.__dict__)
     apply_spectral_norm(model, foreach=True)(torch.randn(3, 6))
+
+
+def test_weight_norms_too():
+    models = []
+    for foreach in (True, False):
+        torch.manual_seed(0)
+        models.append(apply_weight_norm(Model(), foreach=foreach))
+    together, one_by_one = models
+    x = torch.randn(3, 6)
+    with walks(2):  # the first while weights are fresh
+        for do in (train, train, train, lambda model, x: step(model), train):
+            for model in models:
+                do(model, x)
+    assert_same_gradients(together, one_by_one)
+    with torch.no_grad():
+        together.first.parametrizations.weight.original0.mul_(2)
+        one_by_one.first.parametrizations.weight.original0.mul_(2)
+    assert torch.equal(together(x), one_by_one(x))
+    together.first.parametrizations.weight.original1.data = torch.ones(8, 6)
+    one_by_one.first.parametrizations.weight.original1.data = torch.ones(8, 6)
+    assert torch.equal(together(x), one_by_one(x))

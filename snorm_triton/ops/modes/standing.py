@@ -14,11 +14,10 @@ from ..backend import Backend
 from ..calls import Access, Call, Iterate, Normalized, Replay
 from ..dispatch import place
 from ..estimates import Estimates
-from ..rounds import Round, Rounds
+from ..rounds import Round, Rounds, facts_of
 from ..state import write
 from .composite import without_autocast
 
-_of_weights = attrgetter("dtype", "shape", "requires_grad")
 _versions = attrgetter("_version")
 
 
@@ -32,15 +31,15 @@ class Standing:
         self._rounds = rounds
         self._dims = [access.dim for access in accesses]
         state = [tensor for access in accesses for tensor in _state_of(access)]
-        self._tensors = self.weights + state
-        self._facts = self._facts_now()
+        self._state = state
+        self._facts = facts_of(self.weights, state)
         trained = [i for i, weight in enumerate(self.weights) if weight.requires_grad]
         parts = buckets([self.weights[i].nbytes for i in trained])
         self._nodes = [trained[part] for part in parts] if torch.is_grad_enabled() else []
 
     def holds(self) -> bool:
         """Whether an access to each, here and now, is what was set up."""
-        return self._facts_now() == self._facts
+        return facts_of(self.weights, self._state) == self._facts
 
     def __call__(self) -> tuple[list[Tensor], Round]:
         """Make them, and write their state."""
@@ -56,19 +55,6 @@ class Standing:
             for i, weight_sn in zip(members, Rescale.apply(computed, *weights), strict=True):
                 results[i] = weight_sn
         return results, made
-
-    def _facts_now(self) -> tuple[object, ...]:
-        weights, device = self.weights, self.weights[0].device
-        return (
-            list(map(Tensor.data_ptr, self._tensors)),
-            list(map(_of_weights, weights)),
-            list(map(Tensor.stride, weights)),
-            list(map(Tensor.is_neg, weights)),
-            torch.is_grad_enabled(),
-            torch.is_inference_mode_enabled(),
-            streams.handle(device),
-            streams.is_capturing(device),
-        )
 
 
 def standing(accesses: Sequence[Access]) -> Standing | None:
