@@ -206,5 +206,12 @@ class Evaluation(Way):
         for (known, _), prepared in zip(self._members, self._prepared, strict=True):
             if known["prepared"] is not prepared or known["training"] is not prepared.is_training:
                 return False
-        self._hand_out(self._prepared, Circumstances(self._tensors[0].device, forward))
+        self._forward = forward
+        return True
+
+    def forget(self, forward: FrameType) -> bool:
+        """Nothing was prepared."""
+        if self._forward is not forward:
+            return False
+        self._forward = None
         return True

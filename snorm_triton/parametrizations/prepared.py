@@ -65,6 +65,7 @@ class PreparedWeight:
         "outlives_forward",
         "output",
         "state",
+        "state_contents",
         "tensor",
         "version",
         "was_read",
@@ -83,7 +84,8 @@ class PreparedWeight:
         # An evaluation that outlives its forward is of u and v, too.
         self.state = parametrization.state_tensors() if self.outlives_forward else ()
         hold = memory_of if self.outlives_forward else Tensor.untyped_storage
-        self.contents = [_contents(tensor, hold) for tensor in (*originals, *self.state)]
+        self.contents = [_contents(original, hold) for original in originals]
+        self.state_contents = [_contents(tensor, Tensor.untyped_storage) for tensor in self.state]
         self.is_training = parametrization.training
         self.iterates = parametrization.iterates
         self._take(tensor, output, circumstances)
@@ -114,12 +116,13 @@ class PreparedWeight:
         other.originals, other.state = self.originals, self.state
         other.outlives_forward, other.contents = self.outlives_forward, self.contents
         other.is_training, other.iterates = self.is_training, self.iterates
+        other.state_contents = self.state_contents
         return other
 
     @property
     def tensors(self) -> list[Tensor]:
         """All that it is of."""
-        return [tensor for tensor, *_ in self.contents]
+        return [*self.originals, *self.state]
 
     @property
     def frame(self) -> FrameType | None:
@@ -164,6 +167,11 @@ class PreparedWeight:
                 or (sample is not None and fingerprint(tensor) != sample)
                 or (self.outlives_forward and held.expired())
             ):
+                return False
+        for tensor, _, number, address, _, _, sample in self.state_contents:
+            if (number is not None and tensor._version != number) or tensor.data_ptr() != address:
+                return False
+            if sample is not None and fingerprint(tensor) != sample:
                 return False
         return True
 
