@@ -12,18 +12,11 @@ from torch import Tensor
 from ..ops.calls import Call
 from ..ops.rounds import Round, gradient_calls
 from . import launch
+from .grouping import fits_table
+from .parts import split, split_states
 from .plan import plan_of
 from .table import GRAD, OUT, SIGMA, Rows, U, V
-from .together import (
-    Memory,
-    fits_table,
-    is_live,
-    kind_of,
-    launch_all,
-    layer_of,
-    split,
-    split_states,
-)
+from .together import Memory, is_live, kind_of, launch_all, layer_of
 from .together_backward import gradient_rows, launch_gradients, rescale_backward
 
 

@@ -5,16 +5,15 @@ A power iteration is three launches, an evaluation two, a replay one.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Hashable, Sequence
+from collections.abc import Hashable, Sequence
 from functools import partial
-from typing import Any, NamedTuple, TypeVar
+from typing import Any, NamedTuple
 
 import torch
 import triton.language as tl
 from torch import Tensor
 
-from ..ops.calls import Call, Evaluate, Iterate, Normalized, Replay, State, Step
-from ..ops.matrix_view import MatrixView
+from ..ops.calls import Call, Evaluate, Iterate, Normalized, Replay, Step
 from . import launch
 from .config import ELEMENTWISE_BLOCK, SHARE_COLUMNS, SHARE_ROWS, VECTOR_BLOCK, foreach_tile, warps
 from .foreach import foreach_finish, foreach_power, foreach_reduce
@@ -23,7 +22,9 @@ from .foreach_evaluate import (
     foreach_estimate_parts,
     foreach_finish_estimate,
 )
+from .grouping import fits_table, grouped
 from .normalize import normalize as of_one_weight
+from .parts import split, split_states
 from .plan import Layer, plan_of, table_apart
 from .table import Table
 
@@ -33,8 +34,6 @@ TYPES = {
     torch.float16: tl.float16,
     torch.bfloat16: tl.bfloat16,
 }
-C = TypeVar("C", bound=tuple[Any, ...])
-R = TypeVar("R")
 
 
 def normalize(calls: Sequence[Call], apart: bool = False) -> list[Normalized]:
@@ -43,32 +42,6 @@ def normalize(calls: Sequence[Call], apart: bool = False) -> list[Normalized]:
     The results lie in one piece of memory, or ``apart``, which takes a table at each call.
     """
     return grouped(calls, kind_of, partial(_normalize, apart=apart), of_one_weight)
-
-
-def grouped(
-    calls: Sequence[C],
-    kind: Callable[[C], Hashable],
-    together: Callable[[Sequence[C]], Sequence[R]],
-    alone: Callable[..., R],
-) -> list[R]:
-    """The results of ``calls`` in their order: those of a kind together, those of None alone."""
-    if len(calls) == 1:
-        return [alone(*calls[0])]
-    alike: dict[Hashable, list[int]] = {}
-    for i, call in enumerate(calls):
-        alike.setdefault(kind(call), []).append(i)
-    results: dict[int, R] = {}
-    for each, members in alike.items():
-        chosen = [calls[i] for i in members]
-        is_one_launch = each is not None and len(members) > 1
-        of_kind = together(chosen) if is_one_launch else [alone(*call) for call in chosen]
-        results.update(zip(members, of_kind, strict=True))
-    return [results[i] for i in range(len(calls))]
-
-
-def fits_table(*tensors: Tensor) -> bool:
-    """Whether kernels find them through a table: they take it for granted that 16 bytes align."""
-    return all(x.data_ptr() % 16 == 0 and x.numel() < 2**31 for x in tensors)
 
 
 def kind_of(call: Call) -> Hashable:
@@ -141,24 +114,6 @@ def _parts(
 def is_live(step: Step) -> bool:
     """Whether the launches write the live u, v and sigma, too."""
     return isinstance(step, Iterate) and step.live is not None
-
-
-def split(
-    memory: Tensor, sizes: Sequence[int], shapes: Sequence[tuple[Sequence[int], Sequence[int]]]
-) -> list[Tensor]:
-    """Tensors of these shapes and strides in parts of ``memory``, and no views of it.
-
-    Each has a version counter of its own.
-    """
-    parts = torch.unsafe_split_with_sizes(memory, sizes)
-    return [part.as_strided_(*shape) for part, shape in zip(parts, shapes, strict=True)]
-
-
-def split_states(state: Tensor, views: Sequence[MatrixView]) -> list[State]:
-    """u, v and sigma of each layer, where :func:`.plan.places_of` has them."""
-    sizes = [size for view in views for size in (view.M, view.N)]
-    sigmas, *vectors = torch.unsafe_split_with_sizes(state, [len(views), *sizes])
-    return list(map(State, vectors[::2], vectors[1::2], sigmas.unbind()))
 
 
 def _normalize(calls: Sequence[Call], apart: bool) -> list[Normalized]:

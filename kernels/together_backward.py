@@ -14,8 +14,9 @@ from . import launch
 from .config import DOT_BLOCK, DOT_PROGRAMS, ELEMENTWISE_BLOCK, FOREACH_ROWS, ceil_div
 from .foreach_backward import foreach_grad_apply, foreach_grad_dot
 from .gradient import rescale_backward as of_one_weight
+from .grouping import fits_table, grouped
 from .table import GRAD, OUT, SIGMA, WIDE, Column, Rows, Table, U, V, rows_of, sizes_of
-from .together import TYPES, fits_table, grouped
+from .together import TYPES
 
 
 def rescale_backward(calls: Sequence[GradientCall]) -> list[Tensor]:

@@ -45,14 +45,16 @@ class ConstrainedList(ParametrizationList):
         known = self.__dict__  # past Module's attribute lookup
         if known.get("watched") is None or torch.compiler.is_compiling():
             return self._parametrized()
-        self.put_away()
+        if "_ready" in known:
+            self.put_away()
         handed_out = known.get("_handed_out")
         if handed_out is not None and handed_out[0]._version != handed_out[1]:
             self._forget()
             warn(self, known["watched"])
         parametrized = self._parametrized()
         known["_handed_out"] = _version_of(parametrized, handed_out)
-        self._keep_ready()
+        if not torch.is_grad_enabled():
+            self._keep_ready()
         return parametrized
 
     def _keep_ready(self) -> None:

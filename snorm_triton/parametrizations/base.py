@@ -71,8 +71,8 @@ class Parametrization(nn.Module):
         """The results of a model's accesses: tuples, each with the constrained tensor in front."""
         raise NotImplementedError
 
-    @classmethod
-    def rounds(cls, parametrizations: Sequence[Any], accesses: Sequence[Any]) -> Repeated | None:
+    @staticmethod
+    def rounds(parametrizations: Sequence[Any], accesses: Sequence[Any]) -> Repeated | None:
         """What makes these accesses, settled as well, in later forwards; None where nothing can."""
         return None
 

@@ -10,7 +10,7 @@ import torch
 from ..ops import recomputation, streams
 from ..torch_internals import functorch
 from ..torch_internals.autograd import backward_id
-from ..torch_internals.checkpoints import is_of_checkpoint
+from ..torch_internals.checkpoints import FILE as CHECKPOINT_FILE
 from . import updates
 from .base import evaluations
 
@@ -72,8 +72,12 @@ def is_running(frame: FrameType | None, past_checkpoints: bool = True) -> bool:
     passes it by.
     """
     caller: FrameType | None = sys._getframe(1)
+    if past_checkpoints:
+        while caller is not None and caller is not frame:
+            caller = caller.f_back
+        return caller is not None
     while caller is not None and caller is not frame:
-        if not past_checkpoints and is_of_checkpoint(caller):
+        if caller.f_code.co_filename == CHECKPOINT_FILE:
             return False
         caller = caller.f_back
-    return caller is not None or (frame is None and not past_checkpoints)
+    return caller is frame

@@ -170,8 +170,7 @@ class SingularVectors(Parametrization):
 
     def state_tensors(self) -> tuple[Tensor, ...]:
         """u and v."""
-        buffers: dict[str, Any] = self.__dict__["_buffers"]  # past Module's attribute lookup
-        return (buffers["_u"], buffers["_v"]) if "_u" in buffers else ()
+        return tuple(x for name in VECTORS if (x := self._buffers.get(name)) is not None)
 
     def _identity(self, name: str) -> tuple[Any, int]:
         vector: Any = self._buffers[name]  # past Module's attribute lookup

@@ -26,7 +26,7 @@ from .iteration import choose
 from .options import OPTIONS, Options, SpectralNormOptions, check_dim
 from .prepared import prepared_evaluation
 from .singular_vectors import SingularVectors
-from .spectral_rounds import SpectralRounds, spectral_rounds
+from .spectral_rounds import spectral_rounds
 
 
 class SpectralNormParametrization(SingularVectors):
@@ -164,12 +164,7 @@ class SpectralNormParametrization(SingularVectors):
         mode.write(accesses, outputs)
         return outputs
 
-    @classmethod
-    def rounds(
-        cls, parametrizations: Sequence[Any], accesses: Sequence[Access]
-    ) -> SpectralRounds | None:
-        """Of those that iterate, or replay, together."""
-        return spectral_rounds(parametrizations, accesses)
+    rounds = staticmethod(spectral_rounds)
 
     def settle(
         self,

@@ -15,7 +15,7 @@ from ..ops.weight_norm import WeightNormAccess
 from .base import Originals
 from .determined import Determined
 from .options import WeightNormKeywords, WeightNormOptions, check_dim
-from .weight_norm_rounds import WeightNormRounds, weight_norm_rounds
+from .weight_norm_rounds import weight_norm_rounds
 
 
 class WeightNormParametrization(Determined):
@@ -84,12 +84,7 @@ class WeightNormParametrization(Determined):
         """g v / |v| of each."""
         return [(weight,) for weight in weight_norm.normalize_together(accesses)]
 
-    @classmethod
-    def rounds(
-        cls, parametrizations: Sequence[Any], accesses: Sequence[WeightNormAccess]
-    ) -> WeightNormRounds | None:
-        """Of those in training."""
-        return weight_norm_rounds(parametrizations, accesses)
+    rounds = staticmethod(weight_norm_rounds)
 
     def settle(
         self, access: WeightNormAccess, output: Any, checkpoints: Checkpoints | None
