@@ -4,7 +4,8 @@ The eleven weights are those of the residual discriminator of 32x32 images, a fe
 a forward reads each of them and computes nothing else. On a CPU ours launch kernels that do nothing
 (`bench.stubbed`). torch's operations have no such seam: they run, on weights of at most 600
 elements, where they take what it takes to call them. On a GPU torch's host would launch a kernel in
-each of them, thirteen a weight forward and nine backward, which is not counted here.
+each of them, thirteen a weight forward and nine backward, which is not counted here. Where nothing
+is launched, time is that of this thread on a processor: other processes do not count.
 """
 
 from __future__ import annotations
@@ -12,6 +13,7 @@ from __future__ import annotations
 from collections.abc import Callable
 from contextlib import ExitStack
 from functools import partial
+from time import perf_counter, thread_time
 from typing import Any
 
 import torch
@@ -30,8 +32,10 @@ from bench.normalizations import (
 )
 from bench.rotation import Rotation, Run
 from bench.stubbed import stubbed_launches
+from bench.tables import table
 from snorm_triton import apply_spectral_norm
 from snorm_triton.models import SNResNetDiscriminator
+from snorm_triton.ops import autograd
 
 FORWARD, BACKWARD = "forward", "forward and backward"
 REPLAY, EVALUATION = "replay", "evaluation, unchanged"
@@ -70,18 +74,32 @@ def model_of(normalize: Callable[[nn.Module], object], device: torch.device) -> 
     return model
 
 
+class _Loss(torch.autograd.Function):
+    """One node in place of all that a model computes with its weights."""
+
+    @staticmethod
+    def forward(ctx: Any, grads: list[Tensor], *weights: Tensor) -> Tensor:
+        ctx.grads = grads
+        return grads[0].new_zeros(())
+
+    @staticmethod
+    def backward(ctx: Any, *grad: Any) -> Any:
+        return None, *ctx.grads
+
+
 def backward_of(model: Weights) -> Run:
     """An access to each weight, and the gradients of what lies behind them."""
     originals = raw_weights(model)
     grads = [torch.randn_like(weight) for weight in model()]
-    return lambda: torch.autograd.grad(model(), originals, grads)
+    return lambda: torch.autograd.grad(_Loss.apply(grads, *model()), originals)
 
 
 def replay_of(model: Weights) -> Run:
     """Accesses after one that has iterated, and whose graph still waits for its backward."""
-    kept = model()
+    kept, backwards = model(), autograd.backwards
 
     def run() -> None:
+        autograd.backwards = backwards  # others' were not of this model
         model()
         assert kept
 
@@ -112,7 +130,9 @@ def times(device: torch.device, seconds: float, stubs: bool) -> list[dict[str, A
         if stubs:
             patches.enter_context(stubbed_launches())
         runs = {"/".join(row): run for row, run in runs_of(device).items()}
-        rotation = Rotation(runs, partial(synchronize, device))
+        rotation = Rotation(
+            runs, partial(synchronize, device), thread_time if stubs else perf_counter
+        )
         for _ in range(rotation.calibrate(seconds)):
             rotation()
     rows = []
@@ -135,18 +155,21 @@ def times(device: torch.device, seconds: float, stubs: bool) -> list[dict[str, A
     return rows
 
 
-def table(rows: list[dict[str, Any]]) -> str:
-    lines = [f"{'microseconds, eleven weights':54}{'median (quartiles)':>26}{NEW + ' over it':>24}"]
+def markdown(rows: list[dict[str, Any]]) -> str:
+    """All of them: microseconds, and how many times faster than torch's parametrization."""
+    lines = []
     for row in rows:
         low, high = (1e6 * seconds for seconds in row["quartiles"])
         slow, fast = row["torch_over_it_quartiles"]
-        name = f"{row['constraint']}, {row['pass']}: {row['normalization']}"
         lines.append(
-            f"{name:54}{1e6 * row['median']:10.0f} ({low:5.0f} to {high:5.0f})"
-            f"{row['torch_over_it']:10.2f} ({slow:.2f} to {fast:.2f})"
+            [
+                f"{row['constraint']}, {row['pass']}",
+                row["normalization"],
+                f"{1e6 * row['median']:.0f}",
+                f"{low:.0f} to {high:.0f}",
+                f"{row['torch_over_it']:.2f}",
+                f"{slow:.2f} to {fast:.2f}",
+            ]
         )
-    return "\n".join(lines)
-
-
-if __name__ == "__main__":
-    print(table(times(torch.device("cpu"), 20, stubs=True)))
+    header = ["eleven weights", "", "median µs", "quartiles", f"{NEW} over it", "quartiles"]
+    return table(header, lines)

@@ -16,8 +16,14 @@ WARM_UP_ROUNDS = 3
 class Rotation:
     """Called once a round: times a block of accesses of every variant, in a new order each time."""
 
-    def __init__(self, runs: Mapping[str, Run], synchronize: Callable[[], None]) -> None:
+    def __init__(
+        self,
+        runs: Mapping[str, Run],
+        synchronize: Callable[[], None],
+        clock: Callable[[], float] = perf_counter,
+    ) -> None:
         self.runs = dict(runs)
+        self.clock = clock
         self.synchronize = synchronize
         self.order = Random(0)
         self.accesses = 1
@@ -33,11 +39,11 @@ class Rotation:
 
     def block(self, run: Run) -> float:
         self.synchronize()
-        start = perf_counter()
+        start = self.clock()
         for _ in range(self.accesses):
             run()
         self.synchronize()
-        return (perf_counter() - start) / self.accesses
+        return (self.clock() - start) / self.accesses
 
     def calibrate(self, budget: float) -> int:
         """Warm up, size the block to about a millisecond; the rounds that fit `budget` seconds."""

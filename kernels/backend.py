@@ -2,6 +2,7 @@
 
 from .gradient import rescale_backward
 from .normalize import normalize
+from .rounds import rounds
 from .together import normalize as normalize_together
 from .together_backward import rescale_backward as rescale_backward_together
 from .weight_norm import scale_rows, scale_rows_backward
@@ -13,6 +14,7 @@ __all__ = [
     "normalize_together",
     "rescale_backward",
     "rescale_backward_together",
+    "rounds",
     "scale_rows",
     "scale_rows_backward",
     "scale_rows_backward_together",

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from functools import lru_cache
 from math import gcd
 from typing import NamedTuple
 
@@ -57,6 +58,7 @@ def ceil_div(a: int, b: int) -> int:
     return -(-a // b)
 
 
+@lru_cache(maxsize=4096)
 def hidden_factor(n: int) -> int:
     """The largest power of two that divides ``n``; 1 for multiples of 16, which Triton sees."""
     return gcd(n, 16) % 16 or 1
@@ -97,6 +99,7 @@ def holds_whole_rows(P: int, Q: int, K: int, itemsize: int) -> bool:
     return widest >= P * Q and (P == 1 or Q >= SECTOR)
 
 
+@lru_cache(maxsize=4096)
 def small_tile(M: int, N: int, itemsize: int, warp_size: int) -> SmallTile | None:
     """The tile of the one-launch kernels; None for a weight that is too large for one program."""
     block_m, block_n = next_power_of_two(M), max(16, next_power_of_two(N))

@@ -5,20 +5,17 @@ from __future__ import annotations
 import triton
 import triton.language as tl
 
-from .factor import load_factor
 from .finish import norms, reduce_columns, store_vectors
+from .foreach_rescale import layer_factor, scale_layer
 from .indexing import multiple
 from .power_step import row_block_products
-from .rescale import scale_block
 from .table import (
     FIRST,
-    LEARNED,
     M_SIZE,
     N_SIZE,
     NEW_SIGMA,
     NEW_U,
     NEW_V,
-    OUT,
     Q_SIZE,
     SCRATCH,
     SHARES,
@@ -140,48 +137,6 @@ def foreach_finish(
         BLOCK,
         VECTOR_BLOCK,
     )
-
-
-@triton.jit
-def layer_factor(
-    table_ptr,
-    layer,
-    sigma,
-    WEIGHT_TYPE: tl.constexpr,
-    LAYERS: tl.constexpr,
-    BOUND: tl.constexpr,
-    SCALE: tl.constexpr,
-    LEARNS: tl.constexpr,
-):
-    """What the layer's weight is multiplied by; its learned scale is of the weight's dtype."""
-    if LEARNS:
-        scale = entry(table_ptr, LEARNED, layer, LAYERS).to(tl.pointer_type(WEIGHT_TYPE))
-        return load_factor(sigma, scale, BOUND, SCALE)
-    else:
-        return load_factor(sigma, None, BOUND, SCALE)
-
-
-@triton.jit
-def scale_layer(
-    table_ptr,
-    out_ptr,
-    layer,
-    block,
-    factor,
-    WEIGHT_TYPE: tl.constexpr,
-    LAYERS: tl.constexpr,
-    BLOCK: tl.constexpr,
-):
-    """The ``block``-th part of the layer's weight * factor."""
-    M, N = size(table_ptr, M_SIZE, layer, LAYERS), size(table_ptr, N_SIZE, layer, LAYERS)
-    numel = M.to(tl.int64) * N
-    weight = entry(table_ptr, WEIGHT, layer, LAYERS).to(tl.pointer_type(WEIGHT_TYPE))
-    weight = tl.multiple_of(weight, 16)
-    out = tl.multiple_of(out_ptr + entry(table_ptr, OUT, layer, LAYERS), 16)
-    whole = multiple(numel, WIDE)
-    scale_block(weight, factor, out, block, whole, BLOCK)
-    if block == 0:
-        scale_block(weight + whole, factor, out + whole, block, numel - whole, WIDE)
 
 
 @triton.jit

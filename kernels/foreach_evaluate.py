@@ -6,7 +6,7 @@ import triton
 import triton.language as tl
 
 from .estimate import estimated, store_estimate_parts, store_scaled
-from .foreach import layer_factor, scale_layer
+from .foreach_rescale import layer_factor, scale_layer
 from .indexing import multiple
 from .table import (
     FIRST,

@@ -14,15 +14,21 @@ from ..ops.matrix_view import MatrixView
 from ..ops.rescaling import Rescaling
 from ..ops.streams import is_capturing as is_capturing
 from .config import hidden_factor
+from .launcher import Launcher
 
 # A product that is fused into one operand of a sum, and not into the other, makes the lanes that
 # should hold the same sum differ in its last bit: which of them a store takes is nobody's choice.
 ROUNDING = {"enable_fp_fusion": False}
 
+_launchers: dict[int, Launcher] = {}  # by the identities of kernels, whose hash takes long
+
 
 def run(kernel: Any, programs: int, /, **arguments: Any) -> None:
     """Launch ``programs`` of ``kernel``: every launch of ours goes through here."""
-    kernel[(programs,)](**arguments)
+    launcher = _launchers.get(id(kernel))
+    if launcher is None:
+        launcher = _launchers[id(kernel)] = Launcher(kernel)
+    launcher(programs, arguments)
 
 
 def on_device_of(tensor: Tensor) -> AbstractContextManager[object]:

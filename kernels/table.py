@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import ctypes
+from array import array
 from collections.abc import Sequence
 from itertools import accumulate
 from typing import Any, NamedTuple
@@ -65,7 +67,7 @@ class Column(NamedTuple):
 
 
 class Table(NamedTuple):
-    """[FIELDS, layers] on the device, the layers a power of two, and the programs to launch."""
+    """FIELDS times layers on the device, the layers a power of two, and the programs to launch."""
 
     fields: Tensor
     layers: int
@@ -78,31 +80,57 @@ def sizes_of(view: MatrixView) -> dict[str, Any]:
     return {"M": view.M, "N": view.N, "Q": view.Q, "K": view.K, "C": view.C}
 
 
+class Rows(NamedTuple):
+    """What a ``Table`` holds, on the host: int64, row after row."""
+
+    values: array[int]
+    layers: int
+    programs: tuple[int, ...]
+    permutes: bool
+
+    def on(self, device: torch.device) -> Table:
+        """The table on ``device``, without waiting for it; later changes do not reach it."""
+        return Table(_on_device(self.values, device), self.layers, self.programs, self.permutes)
+
+    def put(self, row: int, entries: Sequence[int]) -> None:
+        """Let these be the entries of the layers in one row."""
+        start = row * self.layers
+        self.values[start : start + len(entries)] = array("q", entries)
+
+
 def upload(columns: Sequence[Column], device: torch.device) -> Table:
     """The table on ``device``, without waiting for it."""
+    return rows_of(columns).on(device)
+
+
+def rows_of(columns: Sequence[Column]) -> Rows:
+    """The table of these layers, on the host."""
     layers = next_power_of_two(len(columns))
-    rows = [list(row) for row in zip(*(column[:-1] for column in columns), strict=True)]
+    padding = [NEVER] * (layers - len(columns))
+    values = array("q")
+    for row in zip(*(column[:-1] for column in columns), strict=True):
+        values.extend([*row, *padding])
     programs = []
     for of_launch in zip(*(column.programs for column in columns), strict=True):
         *first, total = accumulate(of_launch, initial=0)
-        rows.append(first)
+        values.extend([*first, *padding])
         programs.append(total)
-    rows = [row + [NEVER] * (layers - len(columns)) for row in rows]
-    permutes = any(column.K > 1 for column in columns)
-    return Table(_on_device(rows, device), layers, tuple(programs), permutes)
+    return Rows(values, layers, tuple(programs), any(column.K > 1 for column in columns))
 
 
-def _on_device(rows: list[list[int]], device: torch.device) -> Tensor:
+def _on_device(values: array[int], device: torch.device) -> Tensor:
     # By name: the default device may be another.
     if device.type in ("cpu", "meta"):
-        return torch.tensor(rows, dtype=torch.int64, device="cpu").to(device)
-    if not launch.is_capturing(device):
+        # A copy: the values may change before the kernels have run.
+        return torch.frombuffer(bytearray(values), dtype=torch.int64).to(device)
+    if launch.is_capturing(device):
+        host = pinned.take(len(values))
+    else:
         pinned.prepare()
-        host = torch.tensor(rows, dtype=torch.int64, device="cpu", pin_memory=True)
-        return host.to(device, non_blocking=True)
-    values = torch.tensor(rows, dtype=torch.int64, device="cpu")
-    kept = pinned.take(values.numel()).view(values.shape).copy_(values)
-    return kept.to(device, non_blocking=True)
+        host = torch.empty(len(values), dtype=torch.int64, device="cpu", pin_memory=True)
+    address, size = values.buffer_info()
+    ctypes.memmove(host.data_ptr(), address, size * values.itemsize)
+    return host.to(device, non_blocking=True)
 
 
 @triton.jit

@@ -5,17 +5,15 @@ A power iteration is three launches, an evaluation two, a replay one.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Hashable, Sequence
+from collections.abc import Hashable, Sequence
 from functools import partial
-from typing import Any, NamedTuple, TypeVar
+from typing import Any, NamedTuple
 
 import torch
 import triton.language as tl
 from torch import Tensor
 
-from ..ops.calls import Call, Evaluate, Iterate, Normalized, Replay, State, Step
-from ..ops.matrix_view import MatrixView
-from ..ops.rescaling import Rescaling
+from ..ops.calls import Call, Evaluate, Iterate, Normalized, Replay, Step
 from . import launch
 from .config import ELEMENTWISE_BLOCK, SHARE_COLUMNS, SHARE_ROWS, VECTOR_BLOCK, foreach_tile, warps
 from .foreach import foreach_finish, foreach_power, foreach_reduce
@@ -24,7 +22,9 @@ from .foreach_evaluate import (
     foreach_estimate_parts,
     foreach_finish_estimate,
 )
+from .grouping import fits_table, grouped, learns_alike, numbers_of
 from .normalize import normalize as of_one_weight
+from .parts import split, split_states
 from .plan import Layer, plan_of, table_apart
 from .table import Table
 
@@ -34,8 +34,6 @@ TYPES = {
     torch.float16: tl.float16,
     torch.bfloat16: tl.bfloat16,
 }
-C = TypeVar("C", bound=tuple[Any, ...])
-R = TypeVar("R")
 
 
 def normalize(calls: Sequence[Call], apart: bool = False) -> list[Normalized]:
@@ -43,36 +41,11 @@ def normalize(calls: Sequence[Call], apart: bool = False) -> list[Normalized]:
 
     The results lie in one piece of memory, or ``apart``, which takes a table at each call.
     """
-    return grouped(calls, _kind, partial(_normalize, apart=apart), of_one_weight)
+    return grouped(calls, kind_of, partial(_normalize, apart=apart), of_one_weight)
 
 
-def grouped(
-    calls: Sequence[C],
-    kind: Callable[[C], Hashable],
-    together: Callable[[Sequence[C]], Sequence[R]],
-    alone: Callable[..., R],
-) -> list[R]:
-    """The results of ``calls`` in their order: those of a kind together, those of None alone."""
-    if len(calls) == 1:
-        return [alone(*calls[0])]
-    alike: dict[Hashable, list[int]] = {}
-    for i, call in enumerate(calls):
-        alike.setdefault(kind(call), []).append(i)
-    results: dict[int, R] = {}
-    for each, members in alike.items():
-        chosen = [calls[i] for i in members]
-        is_one_launch = each is not None and len(members) > 1
-        of_kind = together(chosen) if is_one_launch else [alone(*call) for call in chosen]
-        results.update(zip(members, of_kind, strict=True))
-    return [results[i] for i in range(len(calls))]
-
-
-def fits_table(*tensors: Tensor) -> bool:
-    """Whether kernels find them through a table: they take it for granted that 16 bytes align."""
-    return all(x.data_ptr() % 16 == 0 and x.numel() < 2**31 for x in tensors)
-
-
-def _kind(call: Call) -> Hashable:
+def kind_of(call: Call) -> Hashable:
+    """What calls share that are launched together; None of one that goes alone."""
     weight, _, u, v, step, dtype, rescaling = call
     if not fits_table(weight) or not learns_alike(weight, rescaling):
         return None
@@ -86,22 +59,6 @@ def _kind(call: Call) -> Hashable:
     if live is not None and not (live[0] is u and live[1] is v and live[2].dtype == u.dtype):
         return None
     return *alike, step.n, live is None
-
-
-def learns_alike(weight: Tensor, rescaling: Rescaling) -> bool:
-    """Whether kernels find the learned scale, which they take to be of the weight's dtype."""
-    return rescaling.learned is None or rescaling.learned.dtype == weight.dtype
-
-
-def numbers_of(rescaling: Rescaling) -> dict[str, Any]:
-    """What is one for all weights of a launch."""
-    learns = rescaling.learned is not None
-    return {"BOUND": rescaling.bound, "SCALE": rescaling.scale, "LEARNS": learns}
-
-
-def learned_of(rescaling: Rescaling) -> int:
-    """The address of the learned scale."""
-    return 0 if rescaling.learned is None else rescaling.learned.data_ptr()
 
 
 class Memory(NamedTuple):
@@ -159,29 +116,15 @@ def is_live(step: Step) -> bool:
     return isinstance(step, Iterate) and step.live is not None
 
 
-def split(
-    memory: Tensor, sizes: Sequence[int], shapes: Sequence[tuple[Sequence[int], Sequence[int]]]
-) -> list[Tensor]:
-    """Tensors of these shapes and strides in parts of ``memory``, and no views of it.
-
-    Each has a version counter of its own.
-    """
-    parts = torch.unsafe_split_with_sizes(memory, sizes)
-    return [part.as_strided_(*shape) for part, shape in zip(parts, shapes, strict=True)]
-
-
-def split_states(state: Tensor, views: Sequence[MatrixView]) -> list[State]:
-    """u, v and sigma of each layer, where :func:`.plan.places_of` has them."""
-    sizes = [size for view in views for size in (view.M, view.N)]
-    sigmas, *vectors = torch.unsafe_split_with_sizes(state, [len(views), *sizes])
-    return list(map(State, vectors[::2], vectors[1::2], sigmas.unbind()))
-
-
 def _normalize(calls: Sequence[Call], apart: bool) -> list[Normalized]:
-    layers = tuple([_layer(call) for call in calls])
-    weight, _, _, _, step, dtype, rescaling = calls[0]
-    memory, normalized = _memory(layers, calls, dtype, apart)
-    numbers = numbers_of(rescaling)
+    memory, normalized = _memory(tuple(map(layer_of, calls)), calls, calls[0].dtype, apart)
+    launch_all(memory, calls[0])
+    return normalized
+
+
+def launch_all(memory: Memory, call: Call) -> None:
+    """The launches for weights of which one is called like this."""
+    weight, step, numbers = call.weight, call.step, numbers_of(call.rescaling)
     with launch.on_device_of(weight):
         if isinstance(step, Iterate):
             _iterate(memory, step.n, weight.dtype, numbers, is_live(step))
@@ -189,18 +132,18 @@ def _normalize(calls: Sequence[Call], apart: bool) -> list[Normalized]:
             _estimate(memory, step.eps, weight.dtype, numbers)
         else:
             _replay(memory, weight.dtype, numbers)
-    return normalized
 
 
-def _layer(call: Call) -> Layer:
+def layer_of(call: Call) -> Layer:
+    """Where what a call takes lies."""
     weight, view, u, v, step, _, rescaling = call
     sigma = 0
     if isinstance(step, Replay):
         sigma = step.sigma.data_ptr()
     elif isinstance(step, Iterate) and step.live is not None:
         sigma = step.live[2].data_ptr()
-    addresses = weight.data_ptr(), u.data_ptr(), v.data_ptr(), sigma, learned_of(rescaling)
-    return Layer(*addresses, view)
+    learned = 0 if rescaling.learned is None else rescaling.learned.data_ptr()
+    return Layer(weight.data_ptr(), u.data_ptr(), v.data_ptr(), sigma, learned, view)
 
 
 def _iterate(

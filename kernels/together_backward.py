@@ -6,15 +6,32 @@ from collections.abc import Hashable, Sequence
 from typing import Any
 
 import torch
+from torch import Tensor
 
 from ..ops.calls import GradientCall, Gradients
 from ..ops.matrix_view import MatrixView
+from ..ops.rescaling import Rescaling
 from . import launch
 from .config import DOT_BLOCK, DOT_PROGRAMS, ELEMENTWISE_BLOCK, FOREACH_ROWS, ceil_div
 from .foreach_backward import foreach_grad_apply, foreach_grad_dot
 from .gradient import rescale_backward as of_one_weight
-from .table import WIDE, Column, Table, sizes_of, upload
-from .together import TYPES, fits_table, grouped, learned_of, learns_alike, numbers_of
+from .grouping import fits_table, grouped, learns_alike, numbers_of
+from .table import (
+    GRAD,
+    LEARNED,
+    NEW_SIGMA,
+    OUT,
+    SIGMA,
+    WIDE,
+    Column,
+    Rows,
+    Table,
+    U,
+    V,
+    rows_of,
+    sizes_of,
+)
+from .together import TYPES
 
 
 def rescale_backward(calls: Sequence[GradientCall]) -> list[Gradients]:
@@ -30,12 +47,34 @@ def _kind(call: GradientCall) -> Hashable:
 
 
 def _rescale_backward(calls: Sequence[GradientCall]) -> list[Gradients]:
-    outs = [_empty(call) for call in calls]
-    grad, weight, *_, sigma, rescaling = calls[0]
-    table = _table(calls, outs)
+    outs = [torch.empty_like(call.weight) for call in calls]
+    grad, weight, _, u, *_, rescaling = calls[0]
+    rows = gradient_rows([call.weight for call in calls], [call.view for call in calls])
+    found = [
+        (U, [call.u for call in calls]),
+        (V, [call.v for call in calls]),
+        (SIGMA, [call.sigma for call in calls]),
+        (OUT, outs),
+        (GRAD, [call.grad for call in calls]),
+    ]
+    of_scales: list[Any] = [None] * len(calls)
+    if rescaling.learned is not None:  # as in all
+        learned = [call.rescaling.learned for call in calls if call.rescaling.learned is not None]
+        of_scales = list(map(torch.empty_like, learned))
+        found += [(LEARNED, learned), (NEW_SIGMA, of_scales)]
+    for row, tensors in found:
+        rows.put(row.value, [tensor.data_ptr() for tensor in tensors])
+    launch_gradients(rows.on(weight.device), grad, weight, u, rescaling)
+    return list(map(Gradients, outs, of_scales))
+
+
+def launch_gradients(
+    table: Table, grad: Tensor, weight: Tensor, u: Tensor, rescaling: Rescaling
+) -> None:
+    """Both launches, of tensors with the dtypes of these."""
     arguments: dict[str, Any] = {
         "table_ptr": table.fields,
-        "partial_ptr": sigma.new_empty(table.layers, DOT_PROGRAMS),
+        "partial_ptr": u.new_empty(table.layers, DOT_PROGRAMS),
         "GRAD_TYPE": TYPES[grad.dtype],
         "WEIGHT_TYPE": TYPES[weight.dtype],
         "LAYERS": table.layers,
@@ -55,37 +94,31 @@ def _rescale_backward(calls: Sequence[GradientCall]) -> list[Gradients]:
             R=FOREACH_ROWS,
             BLOCK=ELEMENTWISE_BLOCK,
         )
-    return outs
 
 
-def _empty(call: GradientCall) -> Gradients:
-    learned = call.rescaling.learned
-    of_scale = None if learned is None else torch.empty_like(learned)
-    return Gradients(torch.empty_like(call.weight), of_scale)
-
-
-def _table(calls: Sequence[GradientCall], outs: Sequence[Gradients]) -> Table:
+def gradient_rows(weights: Sequence[Tensor], views: Sequence[MatrixView]) -> Rows:
+    """The table but for the addresses of u, v, sigma, the gradients that come and those to be."""
     columns = []
-    for (grad, weight, view, u, v, sigma, rescaling), out in zip(calls, outs, strict=True):
+    for weight, view in zip(weights, views, strict=True):
         blocks = min(ceil_div(weight.numel(), DOT_BLOCK), DOT_PROGRAMS)
         column = Column(
             weight=weight.data_ptr(),
-            u=u.data_ptr(),
-            v=v.data_ptr(),
-            sigma=sigma.data_ptr(),
-            out=out.weight.data_ptr(),
-            grad=grad.data_ptr(),
+            u=0,
+            v=0,
+            sigma=0,
+            out=0,
+            grad=0,
             new_u=0,
             new_v=0,
-            new_sigma=0 if out.scale is None else out.scale.data_ptr(),
+            new_sigma=0,
             shares=0,
             scratch=0,
             **sizes_of(view),
-            learned=learned_of(rescaling),
+            learned=0,
             programs=(blocks, _apply_tiles(view), 0),
         )
         columns.append(column)
-    return upload(columns, calls[0].weight.device)
+    return rows_of(columns)
 
 
 def _apply_tiles(view: MatrixView) -> int:

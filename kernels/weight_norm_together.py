@@ -17,9 +17,11 @@ from . import launch
 from .config import LINE, NARROW_ROWS, SECTOR, TOGETHER_THREADS, outlasts, together_block
 from .foreach_rows import foreach_scale_rows
 from .foreach_rows_backward import foreach_differentiate_rows
+from .grouping import fits_table, grouped
+from .parts import split
 from .row_plan import Rows, column_of, plan_of, tile_rows
 from .table import Table, upload
-from .together import TYPES, fits_table, grouped, split
+from .together import TYPES
 from .weight_norm import norms_dtype
 from .weight_norm import scale_rows as of_one_weight
 from .weight_norm import scale_rows_backward as gradients_of_one_weight

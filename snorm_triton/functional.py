@@ -128,13 +128,13 @@ def _rescaling(bound: float | None, scale: float | Tensor) -> Rescaling:
     if not isinstance(scale, Tensor):
         if not 0 < scale < inf:
             raise ValueError(f"scale must be positive and finite, or a tensor, got {scale!r}")
-        return PLAIN if bound is None and scale == 1 else Rescaling(bound or 0.0, float(scale))
+        return PLAIN if bound is None and scale == 1 else Rescaling(float(bound or 0), float(scale))
     if scale.numel() != 1 or not scale.is_floating_point():
         raise ValueError(
             "scale must be a number or a real floating point tensor of one element, got "
             f"{scale.dtype} of shape {tuple(scale.shape)}"
         )
-    return Rescaling(bound or 0.0, learned=scale.reshape(1))
+    return Rescaling(float(bound or 0), learned=scale.reshape(1))
 
 
 def _check(

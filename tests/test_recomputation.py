@@ -310,7 +310,7 @@ def test_the_owner_of_a_buffer_is_known_as_long_as_it_lives():
 
 
 def test_checkpoints_of_an_unknown_torch_are_told_of(monkeypatch):
-    monkeypatch.setattr(checkpoints, "_FILE", "elsewhere.py")
+    monkeypatch.setattr(checkpoints, "FILE", "elsewhere.py")
     checkpoints._are_known.cache_clear()
     model = discriminator()
     with pytest.warns(UserWarning, match="checkpoints of torch .* are not known"):

@@ -14,6 +14,8 @@ from torch import Tensor, nn
 from torch.nn.utils.parametrize import ParametrizationList
 
 from ..parametrizations.base import SUFFIXES, Parametrization, evaluating
+from ..parametrizations.circumstances import Circumstances
+from ..parametrizations.prepared import PreparedWeight
 from ..torch_internals import functorch
 from ..torch_internals.parametrize import is_caching
 from .lost_changes import warn
@@ -35,19 +37,54 @@ class ConstrainedList(ParametrizationList):
 
     watched: str | None = None  # the tensor's name, where changes of it are looked for
     _handed_out: Version | None = None
+    # What reads get as it is, and under which circumstances.
+    _ready: tuple[PreparedWeight, Circumstances] | None = None
 
     def forward(self) -> Tensor:
         """The tensor, parametrized."""
         known = self.__dict__  # past Module's attribute lookup
         if known.get("watched") is None or torch.compiler.is_compiling():
             return self._parametrized()
+        if "_ready" in known:
+            self.put_away()
         handed_out = known.get("_handed_out")
         if handed_out is not None and handed_out[0]._version != handed_out[1]:
             self._forget()
             warn(self, known["watched"])
         parametrized = self._parametrized()
         known["_handed_out"] = _version_of(parametrized, handed_out)
+        if not torch.is_grad_enabled():
+            self._keep_ready()
         return parametrized
+
+    def _keep_ready(self) -> None:
+        """Let later evaluations without gradients read at once what this one has left."""
+        parametrizations = self.__dict__["_modules"]
+        only: Any = parametrizations["0"]
+        prepared = getattr(only, "prepared", None)
+        if type(prepared) is not PreparedWeight or len(parametrizations) > 1:
+            return
+        if prepared.outlives_forward and not only.options.autocast_output:
+            self.hand_out(prepared, prepared.circumstances)
+
+    def hand_out(self, prepared: PreparedWeight, circumstances: Circumstances) -> None:
+        """Let reads get what is prepared, unless there is something to be warned of first."""
+        known = self.__dict__
+        last = known.get("_handed_out")
+        if known.get("watched") is not None and (last is None or last[0]._version == last[1]):
+            known["_ready"] = prepared, circumstances
+
+    def put_away(self) -> None:
+        """End reads of what is ready; a change of it in place will be noticed all the same."""
+        known = self.__dict__
+        ready: tuple[PreparedWeight, Circumstances] | None = known.pop("_ready", None)
+        if ready is None or not ready[0].was_read:
+            return
+        prepared, last = ready[0], known.get("_handed_out")
+        if last is None or last[0]._version == last[1]:  # else it is still to be warned of
+            if prepared.counter is None:
+                prepared.counter = _counter_of(prepared.tensor, last)
+            known["_handed_out"] = prepared.counter, prepared.version
 
     def _parametrized(self) -> Tensor:
         known = self.__dict__
@@ -70,6 +107,7 @@ class ConstrainedList(ParametrizationList):
 
     def _forget(self) -> None:
         self.__dict__.pop("_handed_out", None)
+        self.__dict__.pop("_ready", None)
 
     def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> Any:
         self._forget()  # it lies on the device that the tensor leaves
@@ -80,7 +118,7 @@ class ConstrainedList(ParametrizationList):
         return {key: value for key, value in self.__dict__.items() if key not in _OWN}
 
 
-_OWN = ("_handed_out", "_shown")
+_OWN = ("_handed_out", "_ready", "_shown")
 
 
 def originals_of(parametrizations: ParametrizationList) -> dict[str, Tensor]:
@@ -122,6 +160,11 @@ def make_fast(cls: type[nn.Module], name: str) -> None:
     def get(module: nn.Module) -> Any:
         parametrizations: Any = module._modules["parametrizations"]
         each = parametrizations._modules[name]
+        ready = each.__dict__.get("_ready")
+        if ready is not None and _is_right(each, *ready):
+            prepared = ready[0]
+            prepared.was_read = True
+            return prepared.tensor if ready[1].with_grad else prepared.tensor.detach()
         if is_caching() or _has_hooks(each) or type(each) is ParametrizationList:
             return torchs.fget(module)
         return each.forward()
@@ -149,6 +192,9 @@ def _read(module: nn.Module, name: str, suffix: str) -> Tensor:
     raise AttributeError(f"{type(module).__name__} has no attribute {name + suffix!r}")
 
 
+HOOKS = ("_forward_pre_hooks", "_forward_hooks", "_backward_pre_hooks", "_backward_hooks")
+
+
 def _has_hooks(module: nn.Module) -> bool:
     known = module.__dict__  # past Module's attribute lookup
     return bool(
@@ -156,6 +202,21 @@ def _has_hooks(module: nn.Module) -> bool:
         or known["_forward_hooks"]
         or known["_backward_pre_hooks"]
         or known["_backward_hooks"]
+    )
+
+
+def _is_right(parametrizations: Any, prepared: PreparedWeight, common: Circumstances) -> bool:
+    """Whether a read gets it."""
+    known = parametrizations.__dict__
+    only = known["_modules"]["0"]
+    return (
+        not torch.compiler.is_compiling()
+        and not is_caching()
+        # Of a forward they were looked for at its start.
+        and (common.frame is not None or not (_has_hooks(parametrizations) or _has_hooks(only)))
+        and prepared.serves_plainly(
+            (known["_parameters"] or known["_buffers"]).values(), only, common
+        )
     )
 
 
@@ -169,10 +230,15 @@ def _version_of(tensor: Tensor, last: Version | None) -> Version | None:
     """That of a plain tensor, None of one that has none; ``last`` is another, of its device."""
     if type(tensor) is not Tensor or functorch.is_wrapped(tensor):
         return None
-    counter = tensor.detach()
     try:
-        if tensor.nbytes > _SMALL:
-            counter.data = tensor.new_empty(0) if last is None or last[0].numel() else last[0]
+        counter = _counter_of(tensor, last)
         return counter, counter._version
     except RuntimeError:  # a tensor of inference
         return None
+
+
+def _counter_of(tensor: Tensor, last: Version | None) -> Tensor:
+    counter = tensor.detach()
+    if tensor.nbytes > _SMALL:
+        counter.data = tensor.new_empty(0) if last is None or last[0].numel() else last[0]
+    return counter

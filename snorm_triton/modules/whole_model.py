@@ -11,6 +11,7 @@ from __future__ import annotations
 import sys
 from collections.abc import Iterator
 from contextlib import nullcontext
+from functools import partial
 from types import FrameType
 from typing import Any
 
@@ -20,13 +21,15 @@ from torch.nn.parameter import Parameter
 from torch.nn.utils.parametrize import ParametrizationList
 
 from ..ops import recomputation
-from ..parametrizations.base import Originals, Parametrization
-from ..parametrizations.prepared import PreparedWeight, TracedWeight, is_running
+from ..parametrizations.base import Parametrization
+from ..parametrizations.circumstances import Circumstances, is_running
+from ..parametrizations.prepared import PreparedWeight, TracedWeight
 from ..torch_internals import functorch
 from ..torch_internals.checkpoints import unseen
 from ..torch_internals.parametrize import is_cached
 from ..torch_internals.tracing import is_tracing
 from .access import originals_of
+from .standing import ATTRIBUTE, Chosen, Member, Standing
 
 
 def attach(model: nn.Module, everywhere: bool) -> None:
@@ -44,6 +47,7 @@ def detach(model: nn.Module) -> None:
                 if hook in (_prepare_everywhere, _prepare_on_gpus, _forget):
                     del hooks[key]
                     module._forward_hooks_always_called.pop(key, None)
+        module.__dict__.pop(ATTRIBUTE, None)
 
 
 # Hooks read the module that they are given: a closure would make a copy of the model prepare the
@@ -58,14 +62,18 @@ def _prepare_on_gpus(model: nn.Module, args: Any) -> None:
 
 def _forget(model: nn.Module, args: Any, output: Any) -> None:
     forward = None if torch.compiler.is_compiling() else sys._getframe(1)
+    if forward is not None:
+        standing: Standing | None = model.__dict__.get(ATTRIBUTE)
+        if standing is not None and standing.forget(forward):
+            return
     for _, _, parametrizations in _parametrized(model):
         for parametrization in parametrizations:
             prepared: Any = getattr(parametrization, "prepared", None)
             # What an outer forward prepared stays until that ends.
             if isinstance(prepared, TracedWeight):
                 is_over = prepared.model is model
-            elif isinstance(prepared, PreparedWeight) and None not in (forward, prepared.forward):
-                is_over = prepared.forward is forward or not is_running(prepared.forward)
+            elif isinstance(prepared, PreparedWeight) and None not in (forward, prepared.frame):
+                is_over = prepared.frame is forward or not is_running(prepared.frame)
             else:
                 continue
             if is_over:
@@ -77,25 +85,46 @@ def _prepare(model: nn.Module, forward: FrameType | None, everywhere: bool) -> N
     if functorch.active() or (forward is not None and is_tracing()):
         return  # no node for many weights there
     checkpoints = recomputation.around_access()
+    standing: Standing | None = None
+    if forward is not None and not checkpoints:
+        standing = model.__dict__.setdefault(ATTRIBUTE, Standing())
+        if standing.prepare(model, forward):
+            return
     with unseen() if checkpoints else nullcontext():
-        kinds: dict[type[Parametrization], list[tuple[Parametrization, Originals, Any]]] = {}
-        for parametrization, originals in _chosen(model, everywhere):
-            access = parametrization.access(originals, checkpoints)
-            kinds.setdefault(type(parametrization), []).append((parametrization, originals, access))
+        kinds: dict[type[Parametrization], list[Chosen]] = {}
+        served: list[Member] = []
+        for each in _joined(model, everywhere):
+            prepared = each[0].prepared
+            if prepared is not None and prepared.serves(each[1], each[0]):
+                served.append(each)
+                continue
+            each[0].prepared = None
+            access = each[0].access(each[1], checkpoints)
+            kinds.setdefault(type(each[0]), []).append((*each, access))
         for kind, members in kinds.items():
-            outputs = kind.compute([access for _, _, access in members])
-            for (parametrization, originals, access), output in zip(members, outputs, strict=True):
+            outputs = kind.compute([access for *_, access in members])
+            common = None if forward is None else Circumstances(members[0][1][0].device, forward)
+            for (parametrization, originals, _, access), output in zip(
+                members, outputs, strict=True
+            ):
                 parametrization.settle(access, output, checkpoints)
-                if forward is None:
+                if common is None:
                     traced = TracedWeight(originals, output, parametrization, model)
                     parametrization.prepared = traced
                 elif parametrization.prepared is None:  # else it outlives this forward
-                    prepared = PreparedWeight(originals, output, parametrization, forward)
-                    parametrization.prepared = prepared
+                    parametrization.prepared = PreparedWeight(
+                        originals, output[0], partial(_same, output), parametrization, common
+                    )
+    if standing is not None and (kinds or served):
+        standing.add(model, kinds, served)
 
 
-def _chosen(model: nn.Module, everywhere: bool) -> Iterator[tuple[Parametrization, Originals]]:
-    """What is prepared: parametrizations with the tensors that they are of."""
+def _same(output: Any) -> Any:
+    return output
+
+
+def _joined(model: nn.Module, everywhere: bool) -> Iterator[Member]:
+    """What is prepared: parametrizations with the tensors that they are of, and their lists."""
     for module, name, parametrizations in _parametrized(model):
         # Stacked normalizations, sharded weights and the like are left to the access.
         if len(parametrizations) != 1:
@@ -108,11 +137,8 @@ def _chosen(model: nn.Module, everywhere: bool) -> Iterator[tuple[Parametrizatio
             continue
         if not everywhere and originals[0].device.type == "cpu":
             continue
-        prepared = parametrization.prepared
-        is_served = prepared is not None and prepared.serves(originals, parametrization)
-        if parametrization.joins(originals) and not is_served:
-            parametrization.prepared = None
-            yield parametrization, originals
+        if parametrization.joins(originals):
+            yield parametrization, originals, parametrizations
 
 
 def _parametrized(model: nn.Module) -> Iterator[tuple[nn.Module, str, ParametrizationList]]:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
-from typing import Any, NamedTuple
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -11,44 +11,13 @@ from torch import Tensor
 from ..torch_internals import functorch
 from ..torch_internals.autograd import EagerFunction, compiled_autograd_key
 from .backend import Backend
-from .calls import Call, GradientCall, Gradients, Normalized
+from .calls import GradientCall, Gradients
 from .derivatives import gradient_in_torch, outer, second_derivatives
+from .estimates import Estimate, Estimates, modified
 from .matrix_view import MatrixView, like_weight
-from .rescaling import PLAIN, Rescaling
 
 backwards = 0  # through weights that were normalized, so far
 BUCKET_BYTES = 25 * 2**20  # of weights; as DistributedDataParallel's buckets of gradients
-
-
-class Estimate(NamedTuple):
-    """What was taken for the spectral norm of a dense weight, read as a matrix along ``dim``.
-
-    The weight is detached, a learned scale is not. u, v and sigma are an access's own, never the
-    live buffers, which the next one overwrites.
-    """
-
-    weight: Tensor
-    version: int
-    view: MatrixView
-    dim: int
-    u: Tensor
-    v: Tensor
-    sigma: Tensor
-    rescaling: Rescaling = PLAIN
-    scale_version: int = 0
-
-    @classmethod
-    def of(cls, call: Call, dim: int, output: Normalized, rescaling: Rescaling) -> Estimate:
-        """What a backend took for ``call``; ``rescaling`` may have a graph."""
-        taken = output.u, output.v, output.sigma, rescaling, rescaling.version
-        return cls(call.weight, call.weight._version, call.view, dim, *taken)
-
-    def check_versions(self) -> None:
-        """Raise RuntimeError where the gradient would be of other values than the forward's."""
-        if self.weight._version != self.version:
-            raise modified(self.weight)
-        if self.rescaling.version != self.scale_version:
-            raise modified(self.weight, "the learned scale of a normalized weight")
 
 
 def differentiable_sigma(sigma: Tensor, weight: Tensor, u: Tensor, v: Tensor, dim: int) -> Tensor:
@@ -91,6 +60,8 @@ class Rescale(EagerFunction):  # type: ignore[misc]
             gradients = ctx.backend.rescale_backward(*_call(ctx.estimates[0], grads[0]))
             return None, *(gradients if len(ctx.inputs) > 1 else gradients[:1])
         used = [i for i, grad in enumerate(grads) if grad is not None]
+        if type(ctx.estimates) is Estimates and not watched and not torch.is_grad_enabled():
+            return None, *_of_round(ctx.estimates, used, given, len(grads))
         estimates, weights = ([each[i] for i in used] for each in (ctx.estimates, ctx.inputs))
         of_used: Iterator[Gradients]
         if watched:
@@ -168,16 +139,36 @@ def rescale_backward(
     return backend.rescale_backward_together(list(map(_call, estimates, grads)))
 
 
+def _of_round(
+    estimates: Estimates, used: Sequence[int], given: Sequence[Tensor], count: int
+) -> list[Tensor | None]:
+    """The gradients of all ``count`` weights of a node: of those that are used."""
+    laid_out = []
+    for i, grad in zip(used, given, strict=True):
+        weight, version, view, dim = estimates.placed(i)
+        if weight._version != version:
+            raise modified(weight)
+        laid_out.append(_laid_out(grad, weight, view, dim))
+    result: list[Tensor | None] = [None] * count
+    for i, grad_weight in zip(used, estimates.gradients(used, laid_out), strict=True):
+        result[i] = grad_weight
+    return result
+
+
 def _call(estimate: Estimate, grad: Tensor) -> GradientCall:
-    """``grad`` laid out as the weight, which is what it was in the forward, and what that took."""
-    global backwards
-    backwards += 1
+    """What a backend is asked for: the gradient, and what the forward took."""
     weight, _, view, dim, u, v, sigma, rescaling, _ = estimate
     estimate.check_versions()
-    strided = grad.layout == torch.strided and not grad.is_neg()
-    if not strided or grad.stride() != weight.stride():
-        grad = like_weight(grad, weight, view, dim)
-    return GradientCall(grad, weight, view, u, v, sigma, rescaling)
+    return GradientCall(_laid_out(grad, weight, view, dim), weight, view, u, v, sigma, rescaling)
+
+
+def _laid_out(grad: Tensor, weight: Tensor, view: MatrixView, dim: int) -> Tensor:
+    """``grad`` as the weight lies, which is what it was in the forward."""
+    global backwards
+    backwards += 1
+    if grad.stride() == weight.stride() and grad.layout == torch.strided and not grad.is_neg():
+        return grad
+    return like_weight(grad, weight, view, dim)
 
 
 def _transformed_gradient(grad: Tensor, weight: Tensor, estimate: Estimate) -> Gradients:
@@ -185,14 +176,6 @@ def _transformed_gradient(grad: Tensor, weight: Tensor, estimate: Estimate) -> G
         estimate.check_versions()
     _, _, _, dim, u, v, _, rescaling, _ = estimate
     return gradient_in_torch(grad, weight, u, v, dim, rescaling)
-
-
-def modified(weight: Tensor, what: str = "a normalized weight") -> RuntimeError:
-    """What to raise where a gradient is to be computed of another weight than the forward's."""
-    return RuntimeError(
-        f"{what} of shape {tuple(weight.shape)} has been modified by an inplace operation since "
-        "the forward whose gradient is computed"
-    )
 
 
 class _Sigma(torch.autograd.Function):

@@ -11,6 +11,7 @@ from torch import Tensor
 from .calls import Call, GradientCall, Gradients, Normalized, Step
 from .matrix_view import MatrixView
 from .rescaling import PLAIN, Rescaling
+from .rounds import Rounds
 from .row_scaling import RowScaled, RowScaling, RowScalingGradient
 
 
@@ -50,6 +51,9 @@ class Backend(Protocol):
 
     def rescale_backward_together(self, calls: Sequence[GradientCall]) -> list[Gradients]:
         """That of each, of one device."""
+
+    def rounds(self, calls: Sequence[Call]) -> Rounds | None:
+        """What makes these calls, of one device, anew each time; None where they do not agree."""
 
     def scale_rows(
         self, weight: Tensor, view: MatrixView, g: Tensor, dtype: torch.dtype

@@ -15,7 +15,7 @@ from ..torch_internals.autograd import EagerFunction, compiled_autograd_key
 from ..torch_internals.storage import version
 from ..torch_internals.tracing import is_tracing
 from . import newton_schulz
-from .autograd import modified
+from .estimates import modified
 from .modes.composite import without_autocast
 from .orthogonal_maps import Reading, is_orthonormal, memory_format
 

@@ -12,8 +12,8 @@ from ..torch_internals import functorch
 from ..torch_internals.autograd import EagerFunction, compiled_autograd_key
 from ..torch_internals.storage import version
 from . import torch_row_scaling
-from .autograd import modified
 from .backend import Backend
+from .estimates import modified
 from .matrix_view import MatrixView, like_weight
 from .row_scaling import RowScalingGradient
 

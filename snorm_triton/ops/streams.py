@@ -7,6 +7,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from ..torch_internals.autograd import raw_stream
+
 _TYPES = ("cuda", "xpu")
 
 
@@ -15,6 +17,16 @@ def current(device: torch.device) -> Any:
     if device.type not in _TYPES:
         return None
     return torch.get_device_module(device).current_stream(device)
+
+
+def handle(device: torch.device) -> int | None:
+    """What tells the current stream from others, sooner than the stream itself; None likewise."""
+    if device.type not in _TYPES:
+        return None
+    if raw_stream is not None and device.type == "cuda":
+        number: int = raw_stream(device.index)
+        return number
+    return hash(current(device))
 
 
 def is_capturing(device: torch.device) -> bool:

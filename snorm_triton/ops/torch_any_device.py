@@ -14,6 +14,7 @@ from .calls import Call, GradientCall, Gradients, Normalized, Step
 from .matrix_view import MatrixView, flat
 from .power_iteration import estimate
 from .rescaling import PLAIN, Rescaling, divides, divisor, nonzero, rescaled
+from .rounds import EachTime
 from .torch_row_scaling import scale_rows as scale_rows
 from .torch_row_scaling import scale_rows_backward as scale_rows_backward
 from .torch_row_scaling import scale_rows_backward_together as scale_rows_backward_together
@@ -67,6 +68,11 @@ def normalize_together(calls: Sequence[Call], apart: bool = False) -> list[Norma
 def rescale_backward_together(calls: Sequence[GradientCall]) -> list[Gradients]:
     """As :class:`snorm_triton.ops.backend.Backend` says."""
     return [rescale_backward(*call) for call in calls]
+
+
+def rounds(calls: Sequence[Call]) -> EachTime:
+    """As :class:`snorm_triton.ops.backend.Backend` says."""
+    return EachTime(calls, normalize_together, rescale_backward_together)
 
 
 def rescale_backward(

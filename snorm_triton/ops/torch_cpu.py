@@ -21,6 +21,7 @@ from .matrix_view import MatrixView
 from .power_iteration import norm as exact_norm
 from .power_iteration import start_like
 from .rescaling import PLAIN, Rescaling
+from .rounds import EachTime
 from .torch_cpu_rescaling import divide, divisor, widened
 from .torch_cpu_rescaling import rescale_backward as rescale_backward
 from .torch_cpu_rescaling import rescale_backward_together as rescale_backward_together
@@ -64,6 +65,11 @@ def normalize(
 def normalize_together(calls: Sequence[Call], apart: bool = False) -> list[Normalized]:
     """As :class:`snorm_triton.ops.backend.Backend` says."""
     return [normalize(*call) for call in calls]
+
+
+def rounds(calls: Sequence[Call]) -> EachTime:
+    """As :class:`snorm_triton.ops.backend.Backend` says."""
+    return EachTime(calls, normalize_together, rescale_backward_together)
 
 
 def _iterate(weight: Tensor, view: MatrixView, u: Tensor, v: Tensor, n: int) -> _Estimated:

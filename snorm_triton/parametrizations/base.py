@@ -31,6 +31,16 @@ class Prepared(Protocol):
         """What it gets."""
 
 
+class Repeated(Protocol):
+    """Accesses that are made again."""
+
+    def holds(self) -> bool:
+        """Whether they are the ones that are to be made, here and now."""
+
+    def __call__(self) -> tuple[list[Tensor], Callable[[int, Tensor], Any]]:
+        """A round of them: the tensors, and what gives one's whole output, by its number."""
+
+
 class Parametrization(nn.Module):
     """A constraint on one tensor, for ``torch.nn.utils.parametrize.register_parametrization``.
 
@@ -60,6 +70,11 @@ class Parametrization(nn.Module):
     def compute(accesses: Sequence[Any]) -> list[Any]:
         """The results of a model's accesses: tuples, each with the constrained tensor in front."""
         raise NotImplementedError
+
+    @staticmethod
+    def rounds(parametrizations: Sequence[Any], accesses: Sequence[Any]) -> Repeated | None:
+        """What makes these accesses, settled as well, in later forwards; None where nothing can."""
+        return None
 
     def settle(self, access: Any, output: Any, checkpoints: Checkpoints | None) -> None:
         """Note what an access took."""
@@ -99,9 +114,14 @@ class Parametrization(nn.Module):
             and "_is_fsdp_managed_module" not in self.__dict__
         )
 
-    def state_now(self) -> tuple[object, ...]:
-        """What tells the state from any other that it will have."""
-        return ()
+    def state_tensors(self) -> tuple[Tensor, ...]:
+        """What an evaluation is of besides the originals."""
+        return self.own_parameters()
+
+    def own_parameters(self) -> Originals:
+        """Those of this module, such as a learned scale: what is computed is of them, too."""
+        parameters = self.__dict__["_parameters"].values()  # past Module's attribute lookup
+        return tuple(p for p in parameters if p is not None)
 
     def refresh(self, weight: Tensor, n_power_iterations: int) -> None:
         """Bring the state in line with ``weight``, the first original, as it is now, in place."""

@@ -8,7 +8,7 @@ from torch import Tensor
 
 from ..torch_internals import functorch
 from .base import Originals, Parametrization, Prepared
-from .prepared import PreparedWeight
+from .prepared import prepared_evaluation
 
 
 class Determined(Parametrization):
@@ -34,7 +34,7 @@ class Determined(Parametrization):
     def keep(self, originals: Originals, weight: Tensor) -> None:
         """Keep the weight of an evaluation, if it serves later ones."""
         if self.options.cache_evaluation and self.outlive_forward(originals):
-            self.__dict__["prepared"] = PreparedWeight(originals, (weight,), self)
+            self.__dict__["prepared"] = prepared_evaluation(originals, (weight,), self)
 
     def hand_over(self, originals: Originals, output: Any) -> Tensor:
         """The weight as it was computed ahead."""

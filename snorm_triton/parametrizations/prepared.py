@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-import sys
+from collections.abc import Callable
 from operator import is_
 from types import FrameType
 from typing import Any
@@ -12,10 +12,11 @@ from torch import Tensor, nn
 
 from ..ops import streams
 from ..ops.fingerprint import fingerprint
-from ..torch_internals.autograd import backward_id
 from ..torch_internals.storage import memory_of, version
-from . import updates
 from .base import Originals, Parametrization
+from .circumstances import Circumstances
+
+Contents = tuple[Tensor, Any, int | None, int, tuple[int, ...], bool, bytes | None]
 
 
 class TracedWeight:
@@ -54,60 +55,146 @@ class TracedWeight:
 class PreparedWeight:
     """Of one forward of a model, or of any number of evaluations without gradients."""
 
+    __slots__ = (
+        "circumstances",
+        "contents",
+        "counter",
+        "is_training",
+        "iterates",
+        "originals",
+        "outlives_forward",
+        "output",
+        "state",
+        "state_contents",
+        "tensor",
+        "version",
+        "was_read",
+    )
+
     def __init__(
         self,
         originals: Originals,
-        output: Any,
+        tensor: Tensor,
+        output: Callable[[], Any],
         parametrization: Parametrization,
-        forward: FrameType | None = None,
+        circumstances: Circumstances,
     ) -> None:
         self.originals = originals
-        self.output = output
-        self.tensor: Tensor = output[0]
-        self.version = version(self.tensor)
-        device = self.tensor.device
-        self.stream = streams.current(device)
-        self.is_captured = streams.is_capturing(device)
-        self.forward = forward
-        self.outlives_forward = forward is None
-        self.conditions = self._conditions(originals, parametrization)
-        self.with_grad = torch.is_grad_enabled()
+        self.outlives_forward = circumstances.frame is None
+        # An evaluation that outlives its forward is of u and v, too; all are of a learned scale.
+        self.state = self._state_of(parametrization)
+        hold = memory_of if self.outlives_forward else Tensor.untyped_storage
+        self.contents = [_contents(original, hold) for original in originals]
+        self.state_contents = [_contents(tensor, Tensor.untyped_storage) for tensor in self.state]
+        self.is_training = parametrization.training
+        self.iterates = parametrization.iterates
+        self._take(tensor, output, circumstances)
 
-    def _conditions(
-        self, originals: Originals, parametrization: Parametrization
-    ) -> tuple[object, ...]:
-        own: Any = parametrization._parameters  # such as a learned scale
-        return (
-            *map(_contents, originals),
-            *map(_contents, own.values()),
-            parametrization.iterates,
-            updates.steps,
-            backward_id(),  # a recomputation inside a backward is no access
-            # An evaluation that outlives its forward: of u and v, too.
-            self.forward is not None or parametrization.state_now(),
-        )
+    def _take(self, tensor: Tensor, output: Callable[[], Any], common: Circumstances) -> None:
+        self.tensor = tensor
+        self.version = version(tensor)
+        self.output = output
+        self.circumstances = common
+        self.was_read = False
+        self.counter: Tensor | None = None  # of changes in place
+
+    def again(
+        self, tensor: Tensor, output: Callable[[], Any], circumstances: Circumstances
+    ) -> PreparedWeight:
+        """Of another forward, in which nothing but the values differs from this one's."""
+        other = self.without_tensor()
+        other.contents = [
+            (each, held, each._version, address, stride, requires_grad, fingerprint(each))
+            for each, held, _, address, stride, requires_grad, _ in self.contents
+        ]
+        other._take(tensor, output, circumstances)
+        return other
+
+    def without_tensor(self) -> PreparedWeight:
+        """What :meth:`again` takes of this: it holds neither what was computed nor its forward."""
+        other = PreparedWeight.__new__(PreparedWeight)
+        other.originals, other.state = self.originals, self.state
+        other.outlives_forward, other.contents = self.outlives_forward, self.contents
+        other.is_training, other.iterates = self.is_training, self.iterates
+        other.state_contents = self.state_contents
+        return other
+
+    @property
+    def tensors(self) -> list[Tensor]:
+        """All that it is of."""
+        return [*self.originals, *self.state]
+
+    @property
+    def frame(self) -> FrameType | None:
+        """The forward that it is of."""
+        return self.circumstances.frame
 
     def serves(self, originals: Originals, parametrization: Parametrization) -> bool:
         """Whether an access to ``originals`` here and now gets this."""
-        is_grad_enabled = torch.is_grad_enabled()
         return (
             not torch.compiler.is_compiling()
             and are_same(originals, self.originals)
             and version(self.tensor) == self.version
             and self.tensor.dtype == parametrization.output_dtype(originals[-1])
-            and (self.with_grad or not is_grad_enabled)
-            and self._conditions(originals, parametrization) == self.conditions
-            and (self.forward is None or is_running(self.forward))
-            # A graph cannot wait for what is not in it.
-            and streams.is_capturing(self.tensor.device) == self.is_captured
+            and self.iterates == parametrization.iterates
+            and (not self.state or are_same(self._state_of(parametrization), self.state))
+            and self._is_unchanged()
+            and self.circumstances.last()
         )
+
+    def serves_plainly(
+        self, originals: Any, parametrization: Parametrization, circumstances: Circumstances
+    ) -> bool:
+        """Whether a read here and now gets the tensor as it is, where no autocast changes it."""
+        known = parametrization.__dict__  # past Module's attribute lookup
+        if (
+            known["prepared"] is not self
+            or known["training"] is not self.is_training
+            or self.tensor._version != self.version
+            or not all(map(is_, originals, self.originals))
+            or (self.state and not are_same(self._state_of(parametrization), self.state))
+        ):
+            return False
+        return self._is_unchanged() and circumstances.last_plainly()
+
+    def _state_of(self, parametrization: Parametrization) -> Originals:
+        if self.outlives_forward:
+            return parametrization.state_tensors()
+        return parametrization.own_parameters()
+
+    def _is_unchanged(self) -> bool:
+        for tensor, held, number, address, stride, requires_grad, sample in self.contents:
+            if (
+                (number is not None and tensor._version != number)
+                or tensor.data_ptr() != address
+                or tensor.requires_grad is not requires_grad
+                or tensor.stride() != stride
+                or (sample is not None and fingerprint(tensor) != sample)
+                or (self.outlives_forward and held.expired())
+            ):
+                return False
+        for tensor, _, number, address, _, _, sample in self.state_contents:
+            if (number is not None and tensor._version != number) or tensor.data_ptr() != address:
+                return False
+            if sample is not None and fingerprint(tensor) != sample:
+                return False
+        return True
 
     def hand_over(self, originals: Originals, parametrization: Parametrization) -> Tensor:
         """The constrained tensor, for whatever the current stream does with it."""
-        if self.stream is not None:
-            made = [each for each in self.output if isinstance(each, Tensor)]
-            streams.hand_over(self.stream, *made)
-        return parametrization.hand_over(originals, self.output)
+        output = self.output()
+        if self.circumstances.stream is not None:
+            made = [each for each in output if isinstance(each, Tensor)]
+            streams.hand_over(self.circumstances.stream, *made)
+        return parametrization.hand_over(originals, output)
+
+
+def prepared_evaluation(
+    originals: Originals, output: Any, parametrization: Parametrization
+) -> PreparedWeight:
+    """What later evaluations without gradients get, too."""
+    circumstances = Circumstances(output[0].device)
+    return PreparedWeight(originals, output[0], lambda: output, parametrization, circumstances)
 
 
 def are_same(one: Originals, other: Originals) -> bool:
@@ -115,23 +202,17 @@ def are_same(one: Originals, other: Originals) -> bool:
     return all(map(is_, one, other))
 
 
-def _contents(original: Tensor) -> tuple[object, ...]:
-    """What tells the values of a tensor from those that it will have."""
-    return (
-        version(original),
-        memory_of(original),
-        original.stride(),
-        fingerprint(original),
-        original.requires_grad,
-    )
+def _contents(tensor: Tensor, hold: Callable[[Tensor], Any]) -> Contents:
+    """What tells the values of a tensor from those that it will have.
 
-
-def is_running(frame: FrameType | None) -> bool:
-    """Whether ``frame`` is among the callers: not so in another thread, nor once it has ended.
-
-    A hook is not told of every end: KeyboardInterrupt passes it by.
+    No other memory has its address as long as the tensor's own is held, or is known to live.
     """
-    caller: FrameType | None = sys._getframe(1)
-    while caller is not None and caller is not frame:
-        caller = caller.f_back
-    return caller is not None
+    return (
+        tensor,
+        hold(tensor),
+        None if tensor.is_inference() else tensor._version,
+        tensor.data_ptr(),
+        tensor.stride(),
+        tensor.requires_grad,
+        fingerprint(tensor),
+    )

@@ -18,7 +18,7 @@ from ..torch_internals.storage import version
 from . import learned_scale
 from .base import Originals, Parametrization
 from .options import SpectralNormOptions, option
-from .unchanged import Identity, identities, identity_of, unchanged
+from .unchanged import Identity, identities, unchanged
 
 WARM_UP_ITERATIONS = 15
 VECTORS = ("_u", "_v")
@@ -171,9 +171,10 @@ class SingularVectors(Parametrization):
     def _mark_drawn(self, names: Iterable[str]) -> None:
         self._drawn = identities(self, names) or None
 
-    def state_now(self) -> tuple[object, ...]:
-        """Which u and v they are, and their versions."""
-        return tuple(identity_of(self, name) for name in self._vectors())
+    def state_tensors(self) -> tuple[Tensor, ...]:
+        """u, v, and a scale that is learned."""
+        vectors = (x for name in VECTORS if (x := self._buffers.get(name)) is not None)
+        return (*vectors, *super().state_tensors())
 
     def _still_drawn(self) -> tuple[str, ...]:
         return unchanged(self, self._drawn or {})

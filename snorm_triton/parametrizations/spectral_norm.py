@@ -26,8 +26,9 @@ from .checks import check_dim
 from .iteration import choose
 from .learned_scale import rescaling_of
 from .options import OPTIONS, Options, SpectralNormOptions
-from .prepared import PreparedWeight
+from .prepared import prepared_evaluation
 from .singular_vectors import SingularVectors
+from .spectral_rounds import spectral_rounds
 
 
 class SpectralNormParametrization(SingularVectors):
@@ -167,6 +168,8 @@ class SpectralNormParametrization(SingularVectors):
         mode.write(accesses, outputs)
         return outputs
 
+    rounds = staticmethod(spectral_rounds)
+
     def settle(
         self,
         access: Access,
@@ -188,7 +191,7 @@ class SpectralNormParametrization(SingularVectors):
             known["_evaluated"] = output.sigma.detach(), version(self._sigma)
             originals = (access.weight,)
             if self.options.cache_evaluation and self.outlive_forward(originals):
-                known["prepared"] = PreparedWeight(originals, output, self)
+                known["prepared"] = prepared_evaluation(originals, output, self)
         if checkpoints:
             recomputation.keep(checkpoints, self.owner, output.state)
 

@@ -6,6 +6,7 @@ it is.
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Any, Protocol, cast
 from weakref import WeakSet, ref
 
@@ -20,6 +21,8 @@ from ..ops.state import overwrite
 from ..torch_internals import functorch
 from ..torch_internals.autograd import foreach_add_
 from ..torch_internals.storage import memory_of, version
+
+Memories = tuple[Any, Any]  # of a weight and of u
 
 steps = 0  # of any optimizer, so far
 
@@ -56,10 +59,19 @@ def _count_step(optimizer: Any, args: Any, kwargs: Any) -> None:
 register_optimizer_step_post_hook(_count_step)
 
 
-def is_due(parametrization: Any, weight: Tensor) -> bool:
-    """Whether the weight may have changed since the last iteration."""
+def is_due(parametrization: Any, weight: Tensor, memories: Memories | None = None) -> bool:
+    """Whether the weight may have changed since the last iteration.
+
+    ``memories``: what the caller has found the weight and u in, as they were when
+    :func:`memories_of` told them.
+    """
+    last = parametrization._updated_for
+    if memories is not None and last is not None and len(last) == 7 and last[0] == steps:
+        mine, of_u = memories
+        if last[2] is mine and last[5] is of_u:
+            return bool(last != _now_there(weight, memories))
     due: Tensor = parametrization.due
-    now, last = _now(parametrization, weight), parametrization._updated_for
+    now = _now(parametrization, weight)
     if last is not None and last[0] != steps and due.device.type == "cpu":
         # Compiled code has iterated since that step, if its flag is down.
         return bool(due.item())
@@ -84,6 +96,34 @@ def has_iterated(parametrization: Any, weight: Tensor, u: Tensor) -> None:
     known["_updated_for"] = _now(parametrization, weight)
     known["_graph"] = ref(u), autograd.backwards
     overwrite([parametrization.due], [torch.zeros_like(parametrization.due)])
+
+
+def memories_of(parametrization: Any) -> Memories | None:
+    """What the last iteration found the weight and u in, if that tells of changes."""
+    last = parametrization.__dict__.get("_updated_for")
+    return (last[2], last[5]) if last is not None and len(last) == 7 else None
+
+
+def have_iterated(
+    parametrizations: Sequence[Any],
+    weights: Sequence[Tensor],
+    memories: Sequence[Memories | None],
+    graph: Any,
+) -> None:
+    """As :func:`has_iterated` of each, by one access to all whose graph holds ``graph``."""
+    since = ref(graph), autograd.backwards
+    for each, weight, there in zip(parametrizations, weights, memories, strict=True):
+        now = _now(each, weight) if there is None else _now_there(weight, there)
+        each.__dict__["_updated_for"], each.__dict__["_graph"] = now, since
+    dues = [parametrization.due for parametrization in parametrizations]
+    overwrite(dues, [torch.zeros_like(dues[0])] * len(dues))
+
+
+def _now_there(weight: Tensor, memories: Memories) -> tuple[object, ...]:
+    """As :func:`_now` of a plain weight in the same memory, u as well."""
+    mine, of_u = memories
+    place = weight.storage_offset(), weight.stride()
+    return (steps, version(weight), mine, *place, of_u, fingerprint(weight) or None)
 
 
 def _now(parametrization: Any, weight: Tensor) -> tuple[object, ...]:

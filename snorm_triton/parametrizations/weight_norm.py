@@ -16,6 +16,7 @@ from .base import Originals
 from .checks import check_dim
 from .determined import Determined
 from .options import WeightNormKeywords, WeightNormOptions
+from .weight_norm_rounds import weight_norm_rounds
 
 
 class WeightNormParametrization(Determined):
@@ -83,6 +84,8 @@ class WeightNormParametrization(Determined):
     def compute(accesses: Sequence[WeightNormAccess]) -> list[Any]:
         """g v / |v| of each."""
         return [(weight,) for weight in weight_norm.normalize_together(accesses)]
+
+    rounds = staticmethod(weight_norm_rounds)
 
     def settle(
         self, access: WeightNormAccess, output: Any, checkpoints: Checkpoints | None

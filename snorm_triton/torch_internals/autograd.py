@@ -27,6 +27,8 @@ saved_tensors_hooks: Any = private(
 """Of True, the innermost pair of hooks on saved tensors, None without; True where torch cannot
 tell.
 """
+raw_stream: Any = private("torch._C", "_cuda_getCurrentRawStream")
+"""The handle of a device's current stream, by the device's index; None in a torch without GPUs."""
 _foreach_add = private("torch", "_foreach_add_")
 
 

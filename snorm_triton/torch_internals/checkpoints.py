@@ -20,7 +20,7 @@ from .autograd import backward_id, saved_tensors_hooks
 from .door import private
 
 _MODULE = "torch.utils.checkpoint"
-_FILE = torch_checkpoint.__file__
+FILE = torch_checkpoint.__file__  # of the code of whatever frame of a checkpoint's
 _Checkpoint: Any = private(_MODULE, "_CheckpointFrame", ())
 _FORWARD = torch_checkpoint.CheckpointFunction.forward.__code__
 _BACKWARD = torch_checkpoint.CheckpointFunction.backward.__code__
@@ -49,7 +49,7 @@ def around() -> list[tuple[Any, Run | None]]:
 def _search(frame: FrameType | None) -> list[tuple[Any, Run | None]]:
     found: list[tuple[Any, Run | None]] = []
     while frame is not None:
-        if frame.f_code.co_filename == _FILE:
+        if frame.f_code.co_filename == FILE:
             checkpoint, is_recomputed = _checkpoint_in(frame)
             if checkpoint is not None and all(checkpoint is not each for each, _ in found):
                 run = (backward_id(), id(frame)) if is_recomputed else None

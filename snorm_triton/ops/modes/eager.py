@@ -7,10 +7,11 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
-from ..autograd import Estimate, Rescale, buckets, scales_of
+from ..autograd import Rescale, buckets, scales_of
 from ..backend import Backend
 from ..calls import Access, Call, Normalized, Replay
 from ..dispatch import place
+from ..estimates import Estimate
 from ..state import write as write
 from .composite import has_autocast, rescale, without_autocast
 

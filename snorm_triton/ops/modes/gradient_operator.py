@@ -8,10 +8,11 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from ..autograd import Estimate, rescale_backward
+from ..autograd import rescale_backward
 from ..calls import Gradients
 from ..derivatives import second_derivatives
 from ..dispatch import place
+from ..estimates import Estimate
 from ..matrix_view import matrix_view
 from ..rescaling import PLAIN, Rescaling
 from ..state import BELOW_AUTOGRAD, TAGS

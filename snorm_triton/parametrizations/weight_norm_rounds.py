@@ -1,0 +1,54 @@
+"""Accesses to the weight norms of a model, forward after forward, that nothing has changed."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from ..ops import weight_norm
+from ..ops.rounds import facts_of
+from ..ops.weight_norm import WeightNormAccess
+from .base import Parametrization
+
+
+class WeightNormRounds:
+    """The accesses of all members, in training."""
+
+    def __init__(
+        self, parametrizations: Sequence[Parametrization], accesses: Sequence[WeightNormAccess]
+    ) -> None:
+        self._accesses = accesses
+        self._members = [(each.__dict__, each.options) for each in parametrizations]
+        self._originals = [x for access in accesses for x in (access.weight, access.g)]
+        self._facts = facts_of(self._originals)
+
+    def holds(self) -> bool:
+        """Whether nothing is otherwise."""
+        for known, options in self._members:
+            if not known["training"] or known["options"] is not options:
+                return False
+            if known.get("prepared") is not None:
+                return False
+        return facts_of(self._originals) == self._facts
+
+    def __call__(self) -> tuple[list[Tensor], Callable[[int, Tensor], Any]]:
+        """A round of them."""
+        return weight_norm.normalize_together(self._accesses), _output
+
+
+def _output(i: int, weight: Tensor) -> tuple[Tensor]:
+    return (weight,)
+
+
+def weight_norm_rounds(
+    parametrizations: Sequence[Parametrization], accesses: Sequence[WeightNormAccess]
+) -> WeightNormRounds | None:
+    """What repeats these accesses; None where they must be looked at each time."""
+    if torch.is_inference_mode_enabled():
+        return None
+    if not all(each.training and not each.options.autocast_output for each in parametrizations):
+        return None
+    return WeightNormRounds(parametrizations, accesses)
