@@ -11,9 +11,13 @@ from torch import Tensor
 from .ops import modes
 from .ops.autograd import differentiable_sigma
 from .ops.calls import Access, Evaluate, Iterate
-from .ops.dispatch import is_sharded
+from .ops.dispatch import BackendName, is_sharded
 
 __all__ = ["SpectralNormalized", "l2_normalize", "spectral_normalize"]
+
+
+def __dir__() -> list[str]:
+    return __all__
 
 
 class SpectralNormalized(NamedTuple):
@@ -34,7 +38,7 @@ def spectral_normalize(
     n_power_iterations: int = 1,
     eps: float = 1e-12,
     dtype: torch.dtype | None = None,
-    backend: str = "auto",
+    backend: BackendName = "auto",
 ) -> SpectralNormalized:
     r"""Divide ``weight`` by its largest singular value, estimated by warm-started power iteration.
 
@@ -66,6 +70,8 @@ def spectral_normalize(
         ValueError: an argument of the wrong shape or dtype, or a backend that cannot run.
 
     Example:
+        >>> import torch
+        >>> from snorm_triton.functional import spectral_normalize
         >>> weight = torch.diag(torch.tensor([3.0, 1.0]))
         >>> u = v = torch.tensor([1.0, 0.0])
         >>> float(spectral_normalize(weight, u, v).sigma)

@@ -8,7 +8,8 @@ from typing import TypeVar
 from torch import nn
 
 from ..modules.spectral_norm import SpectralNormWrapper
-from ..parametrizations.options import check_flag, check_iterations
+from ..ops.dispatch import BackendName
+from ..parametrizations.options import Operator, Policy, check_flag, check_iterations
 from ..parametrizations.singular_vectors import WARM_UP_ITERATIONS
 from ..reports import normalized
 from .whole_models import remove_all
@@ -26,12 +27,12 @@ def spectral_norm(
     stable_fp32: bool = True,
     power_iter_on_eval: bool = False,
     init_on_first_forward: bool = True,
-    power_iter: str = "access",
+    power_iter: Policy = "access",
     autocast_output: bool = False,
     cache_evaluation: bool = True,
-    operator: str = "matrix",
+    operator: Operator = "matrix",
     input_shape: Sequence[int] | None = None,
-    backend: str = "auto",
+    backend: BackendName = "auto",
 ) -> M:
     r"""Divide a parameter by its largest singular value at each access.
 
@@ -90,6 +91,9 @@ def spectral_norm(
         IndexError: ``dim`` is out of range. Whatever is raised, the module is unchanged.
 
     Example:
+        >>> import torch
+        >>> from torch import nn
+        >>> from snorm_triton import spectral_norm
         >>> layer = spectral_norm(nn.Linear(20, 40))
         >>> round(torch.linalg.matrix_norm(layer.weight, 2).item(), 1)
         1.0
@@ -161,6 +165,9 @@ def refresh_spectral_norm(model: M, n_power_iterations: int = WARM_UP_ITERATIONS
             it is on the meta device still. Nothing is changed then.
 
     Example:
+        >>> import torch
+        >>> from torch import nn
+        >>> from snorm_triton import refresh_spectral_norm, spectral_norm
         >>> layer = spectral_norm(nn.Linear(20, 40)).eval()
         >>> with torch.no_grad():
         ...     layer.weight = torch.eye(40, 20)

@@ -47,6 +47,8 @@ def conv_norm(
             ``max_iterations`` is below 1, or the weight is complex, sharded or not there yet.
 
     Example:
+        >>> from torch import nn
+        >>> from snorm_triton.lipschitz import conv_norm
         >>> conv = nn.Conv2d(1, 1, 3, padding=1)
         >>> _ = nn.init.constant_(conv.weight, 1 / 9)  # a mean
         >>> bool(0.98 < conv_norm(conv, (1, 32, 32)) < 1)  # along the edges it takes in zeros

@@ -4,16 +4,18 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass, fields, replace
-from typing import Any, Self, TypedDict
+from typing import Any, Literal, Self, TypedDict, get_args
 
 import torch
 
-from ..ops.dispatch import BACKENDS
+from ..ops.dispatch import BACKENDS, BackendName
 from ..ops.newton_schulz import N_ITERATIONS
-from ..ops.orthogonal_maps import MAPS
+from ..ops.orthogonal_maps import MAPS, MapName
 
-POLICIES = ("access", "update")
-OPERATORS = ("matrix", "convolution")
+Policy = Literal["access", "update"]
+POLICIES = get_args(Policy)
+Operator = Literal["matrix", "convolution"]
+OPERATORS = get_args(Operator)
 
 
 class CommonOptions(TypedDict, total=False):
@@ -26,13 +28,13 @@ class CommonOptions(TypedDict, total=False):
 class KernelKeywords(CommonOptions, total=False):
     """Those of a constraint that the kernels compute too."""
 
-    backend: str
+    backend: BackendName
 
 
 class OrthogonalKeywords(CommonOptions, total=False):
     """Those of an orthogonal parametrization."""
 
-    orthogonal_map: str | None
+    orthogonal_map: MapName | None
     use_trivialization: bool
     dim: int | None
     n_iterations: int
@@ -49,8 +51,8 @@ class MoreOptions(KernelKeywords, total=False):
 
     stable_fp32: bool
     power_iter_on_eval: bool
-    power_iter: str
-    operator: str
+    power_iter: Policy
+    operator: Operator
     input_shape: Sequence[int] | None
 
 
@@ -106,7 +108,7 @@ class KernelOptions(ConstraintOptions):
         ValueError: ``backend`` is unknown.
     """
 
-    backend: str = "auto"
+    backend: BackendName = "auto"
 
     def __post_init__(self) -> None:
         _check_among("backend", self.backend, BACKENDS)
@@ -122,7 +124,7 @@ class OrthogonalOptions(ConstraintOptions):
             positive.
     """
 
-    orthogonal_map: str | None = None
+    orthogonal_map: MapName | None = None
     use_trivialization: bool = True
     dim: int | None = None
     n_iterations: int = N_ITERATIONS
@@ -164,8 +166,8 @@ class SpectralNormOptions(KernelOptions):
     dim: int | None = None
     stable_fp32: bool = True
     power_iter_on_eval: bool = False
-    power_iter: str = "access"
-    operator: str = "matrix"
+    power_iter: Policy = "access"
+    operator: Operator = "matrix"
     input_shape: Sequence[int] | None = None
 
     def __post_init__(self) -> None:

@@ -43,7 +43,7 @@ def draw(file: IO[bytes], form: str, spectra: Sequence[Spectrum], title: str) ->
     left.set_ylim(len(spectra) - 0.5, -0.5)
     for axes in (left, right):
         axes.set_xlabel("singular value", fontsize=9)
-        axes.tick_params(axis="x", labelsize=8)
+        axes.tick_params(axis="x", which="both", labelsize=8)
         axes.grid(axis="x", alpha=0.25)
         axes.spines[["top", "right"]].set_visible(False)
     figure.suptitle(f"{title}: every singular value is a tick, the largest a dot", fontsize=11)
