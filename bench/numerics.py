@@ -114,7 +114,8 @@ def worst(way: Callable[[Case], Result], dtype: torch.dtype, scales: tuple[float
 
 
 def table() -> str:
-    lines = ["| weights | dtype | " + " | ".join(WAYS) + " |", "| --- | --- |" + " --- |" * len(WAYS)]
+    header = ["weights", "dtype", *WAYS]
+    lines = [f"| {' | '.join(header)} |", "|" + " --- |" * len(header)]
     for name, dtype, scales in ROWS:
         found = [worst(way, dtype, scales) for way in WAYS.values()]
         kind = str(dtype).removeprefix("torch.")

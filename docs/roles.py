@@ -22,7 +22,9 @@ class Roles(griffe.Extension):
 
     def on_object(self, *, obj: griffe.Object, **kwargs: Any) -> None:
         if obj.docstring is not None:
-            obj.docstring.value = ROLE.sub(markdown, obj.docstring.value)
+            text = ROLE.sub(markdown, obj.docstring.value)
+            # Of which Google's style knows the plural alone.
+            obj.docstring.value = re.sub(r"^Example:$", "Examples:", text, flags=re.M)
 
 
 def markdown(role: re.Match[str]) -> str:

@@ -42,10 +42,9 @@ def spectral_normalize(
 ) -> SpectralNormalized:
     r"""Divide ``weight`` by its largest singular value, estimated by warm-started power iteration.
 
-    Each iteration takes :math:`u \leftarrow W v / |W v|` and then
-    :math:`v \leftarrow W^T u / |W^T u|`; the last gives :math:`\sigma = u^T W v`. The gradient
-    holds u and v constant, as Miyato et al. (2018, arXiv 1802.05957, section 2.1) do. Writes no
-    argument.
+    Each iteration takes ``u = W v / |W v|`` and then ``v = W^T u / |W^T u|``; the last gives
+    ``sigma = u^T W v``. The gradient holds u and v constant, as Miyato et al. (2018, arXiv
+    1802.05957, section 2.1) do. Writes no argument.
 
     Args:
         weight: at least 2-D, floating or complex, of shape S; read as the matrix of shape (M, N)
@@ -57,7 +56,8 @@ def spectral_normalize(
         n_power_iterations: iterations to run; 0 takes u and v as given, of whatever length.
         eps: lower bound of \|u\| and \|v\| in the division by them without iterations.
         dtype: that of ``weight_sn``, such as autocast's, in place of a cast; None is the weight's.
-        backend: ``"auto"``, ``"triton"`` or ``"torch"``, see :func:`snorm_triton.dispatch.select`.
+        backend: ``"auto"``, ``"triton"`` or ``"torch"``, as :func:`snorm_triton.spectral_norm` has
+            it.
 
     Returns:
         ``weight_sn`` (shape S, the weight's layout), the new ``u`` and ``v``, and

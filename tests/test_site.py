@@ -94,7 +94,7 @@ def test_the_tutorial_is_a_notebook_too() -> None:
     blocks = [block["code"].strip() for block in BLOCK.finditer(page)]
     assert code == blocks
     assert len({cell["id"] for cell in cells}) == len(cells) > 2 * len(code) - 1
-    prose = "".join(line for cell in cells if cell["cell_type"] != "code" for line in cell["source"])
+    prose = "".join("".join(cell["source"]) for cell in cells if cell["cell_type"] != "code")
     assert prose.startswith("# Tutorial")
     assert "<!--" not in prose
     assert "{ width" not in prose
