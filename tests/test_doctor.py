@@ -145,3 +145,10 @@ def test_a_backend_that_is_wrong_is_found(operation):
 
     assert operation.error(torch_cpu, CPU, torch.float32) <= tolerance(torch.float32)
     assert not operation.error(Wrong(), CPU, torch.float32) <= tolerance(torch.float32)
+
+
+def test_it_fails_where_no_backend_can_run(monkeypatch, capsys):
+    monkeypatch.setattr(dispatch, "DEFAULT_BACKEND", "triton")
+    monkeypatch.setattr(dispatch, "_interpreted", lambda: False)
+    status, _ = doctor(monkeypatch, capsys, [checks.Outcome("gradient", {"float32": 1e-8})])
+    assert status.startswith("no device can be computed on: SNORM_TRITON_BACKEND='triton' cannot")

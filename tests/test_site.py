@@ -19,7 +19,7 @@ from snorm_triton.cli import main as command_line
 DOCS = Path(__file__).parents[1] / "docs"
 BLOCK = re.compile(r"^(?P<indent> *)```(?P<language>\w+)\n(?P<code>.*?)^ *```$", re.M | re.S)
 # What a reader waits for: fewer steps tell as well whether it runs.
-SHORTER = {"steps = 600\n": "steps = 3\n", "range(200)": "range(50)"}
+SHORTER = {"steps = 1500\n": "steps = 3\n", "range(200)": "range(50)"}
 NOT_RUN = {"console", "diff", "text"}
 
 

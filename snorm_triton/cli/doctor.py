@@ -29,20 +29,22 @@ def run(arguments: argparse.Namespace) -> str | None:
         found = machine.devices()
     except ValueError as error:
         return str(error)
-    for name, version in machine.versions().items():
-        print(f"{name:14}{version}")
+    versions = machine.versions()
+    width = 2 + max(len(name) for name in versions)
+    for name, version in versions.items():
+        print(f"{name:{width}}{version}")
     for device in found:
-        print(f"\n{device.device!s:14}{device.name}")
-        print(f"{'':14}backend {device.choice.backend}: {device.choice.reason}")
-    impossible = [str(each.device) for each in found if each.choice.backend == "none"]
+        print(f"\n{device.device!s:{width}}{device.name}")
+        print(f"{'':{width}}backend {device.choice.backend}: {device.choice.reason}")
+    is_impossible = all(device.choice.backend == "none" for device in found)
     wrong = sum([_check(*each) for each in _to_check(found)])
     for device in found:
         if device.choice.backend != "none":
             _time(device)
-    if wrong or impossible:
-        failures = [f"{wrong} operations are wrong"] * bool(wrong)
-        failures += [f"no backend runs on {', '.join(impossible)}"] * bool(impossible)
-        return "; ".join(failures)
+    if wrong:
+        return "1 operation is wrong" if wrong == 1 else f"{wrong} operations are wrong"
+    if is_impossible:
+        return f"no device can be computed on: {found[0].choice.reason}"
     print("\nall is well")
     return None
 
