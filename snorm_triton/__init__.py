@@ -29,7 +29,7 @@ from .selection import left_out
 if TYPE_CHECKING:
     from . import lipschitz
 
-__version__ = "0.1.0"
+__version__ = "0.2.0"
 
 __all__ = [
     "OrthogonalParametrization",

@@ -156,6 +156,7 @@ def test_versions_agree() -> None:
     citation = root / "CITATION.cff"
     if citation.exists():  # not beside the tests of an installed wheel
         assert f"\nversion: {project['version']}\n" in citation.read_text()
+        assert f"\n## [{project['version']}]" in (root / "CHANGELOG.md").read_text()
 
 
 def test_wheel_holds_the_kernels_and_no_top_level_kernels() -> None:
