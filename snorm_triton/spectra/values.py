@@ -26,8 +26,8 @@ class Spectrum(NamedTuple):
 
     @property
     def stable_rank(self) -> float:
-        """The squared Frobenius norm over the square of the largest: 1 to min(M, N)."""
-        return float((self.raw / self.raw[0]).square().sum())
+        """The squared Frobenius norm over the square of the largest: 1 to min(M, N); 0 of zeros."""
+        return float((self.raw / self.raw[0]).square().sum()) if self.raw[0] != 0 else 0.0
 
 
 def spectrum(weight: Weight) -> Spectrum:

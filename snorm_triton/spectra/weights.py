@@ -38,16 +38,18 @@ class Weight(NamedTuple):
 
 
 def weights_of(value: Any, transposed: Sequence[str] = (), path: str = "") -> Iterator[Weight]:
-    """The weights of two dimensions or more in the dicts of a checkpoint, in their order.
+    """The weights of two dimensions or more in a checkpoint, in their order.
 
     Args:
-        value: a state dict, or dicts of them, however deep; optimizers are passed over.
+        value: a state dict, or dicts and lists of them, however deep; optimizers are passed over.
         transposed: names or patterns of weights whose outputs lie in dimension 1, as those of
             transposed convolutions do. Where there are u and v, they say it by themselves.
 
     Raises:
         ValueError: a spectral norm is incomplete, or its vectors do not fit.
     """
+    if isinstance(value, list | tuple):
+        value = dict(enumerate(value))
     if not isinstance(value, Mapping) or _OPTIMIZER in value:
         return
     entries = _entries(value)
@@ -56,7 +58,7 @@ def weights_of(value: Any, transposed: Sequence[str] = (), path: str = "") -> It
         for entry in entries:
             if key == entry.keys[0]:
                 yield _normalized(entry, value, path)
-        if isinstance(each, Mapping):
+        if isinstance(each, Mapping | list | tuple):
             yield from weights_of(each, transposed, f"{path}{key}: ")
         elif isinstance(key, str) and key not in taken and _is_matrix(each):
             match = _ORIGINAL.fullmatch(key)

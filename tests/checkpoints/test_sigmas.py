@@ -99,6 +99,12 @@ def test_what_a_checkpoint_does_not_tell_is_not_guessed(layer):
     assert found.raw.shape == (4,)
 
 
+def test_state_dicts_in_lists():
+    state = {"models": [nn.Linear(3, 3).state_dict(), nn.Linear(3, 3).state_dict()]}
+    names = [weight.name for weight in weights_of(state)]
+    assert names == ["models: 0: weight", "models: 1: weight"]
+
+
 def test_optimizers_hold_no_weights():
     layer = nn.Linear(3, 3)
     optimizer = torch.optim.Adam(layer.parameters())
@@ -113,6 +119,7 @@ def test_a_zero_weight_and_one_that_is_not_finite():
     zero.weight = torch.zeros(2, 2)
     (found,) = map(spectrum, weights_of(zero.state_dict()))
     assert found.normalized.tolist() == [0, 0]
+    assert found.stable_rank == 0
     (found,) = map(spectrum, weights_of({"weight": torch.full((2, 2), torch.nan)}))
     assert found.raw.isnan().all()
 
