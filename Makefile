@@ -20,7 +20,7 @@ SEED := 1
 TESTS := tests tests/compatibility
 
 .DEFAULT_GOAL := help
-.PHONY: help demo test elsewhere compatibility lint compile-check traffic communication bench bench-compare gpu report clean given-python
+.PHONY: help docs demo test elsewhere compatibility lint compile-check traffic communication bench bench-compare gpu report clean given-python
 
 ifeq ($(origin PYTHON),file)
 READY := $(VENV)/.installed
@@ -66,6 +66,9 @@ lint: $(READY)  ## ruff check, ruff format --check, mypy
 	$(PYTHON) -m ruff format --check .
 	$(PYTHON) -m mypy snorm_triton
 
+docs: $(READY)  ## the site, into site/; a warning is an error
+	NO_MKDOCS_2_WARNING=1 $(PYTHON) -m mkdocs build --strict --quiet
+
 compile-check: $(READY)  ## cross-compile every kernel, without a GPU; fails on a spill in a loop or a narrow load
 	$(PYTHON) tests/compile_only/compile_check.py $(COMPILE_ARGS)
 
@@ -92,7 +95,7 @@ report: $(READY)  ## what make gpu saved in RESULTS, into bench/results; needs n
 	@$(PYTHON) -m bench.report $(or $(RESULTS),.benchmarks/gpu) --results bench/results
 
 clean:  ## remove .venv, builds and caches
-	rm -rf $(VENV) build dist *.egg-info .benchmarks .pytest_cache .mypy_cache .ruff_cache .hypothesis
+	rm -rf $(VENV) build dist site *.egg-info .benchmarks .pytest_cache .mypy_cache .ruff_cache .hypothesis
 	find . -name __pycache__ -type d -prune -exec rm -rf {} +
 
 $(VENV)/.installed: pyproject.toml constraints.txt
@@ -104,7 +107,7 @@ $(VENV)/.installed: pyproject.toml constraints.txt
 	  done; \
 	  echo 'snorm_triton needs Python 3.11 or newer: neither python3.11 nor python3 is that.' >&2; \
 	  exit 1; }
-	$(VENV)/bin/python -m pip install --editable '.[demo,test,dev]'
+	$(VENV)/bin/python -m pip install --editable '.[demo,test,dev,docs]'
 	@touch $@
 
 given-python:

@@ -30,7 +30,7 @@ from .selection import left_out
 if TYPE_CHECKING:
     from . import lipschitz
 
-__version__ = "0.1.0"
+__version__ = "0.2.0"
 
 __all__ = [
     "OrthogonalParametrization",
@@ -66,6 +66,10 @@ __all__ = [
     "spectral_penalty",
     "weight_norm",
 ]
+
+
+def __dir__() -> list[str]:
+    return __all__
 
 
 def __getattr__(name: str) -> Any:

@@ -21,6 +21,10 @@ M = TypeVar("M", bound=nn.Module)
 __all__ = ["parallelize_module"]
 
 
+def __dir__() -> list[str]:
+    return __all__
+
+
 def parallelize_module(
     model: M,
     mesh: DeviceMesh | None = None,

@@ -11,10 +11,14 @@ from torch import Tensor
 from .ops import modes
 from .ops.autograd import differentiable_sigma
 from .ops.calls import Access, Evaluate, Iterate
-from .ops.dispatch import is_sharded
+from .ops.dispatch import BackendName, is_sharded
 from .ops.rescaling import PLAIN, Rescaling, rescaled
 
 __all__ = ["SpectralNormalized", "l2_normalize", "spectral_normalize"]
+
+
+def __dir__() -> list[str]:
+    return __all__
 
 
 class SpectralNormalized(NamedTuple):
@@ -37,14 +41,13 @@ def spectral_normalize(
     dtype: torch.dtype | None = None,
     bound: float | None = None,
     scale: float | Tensor = 1.0,
-    backend: str = "auto",
+    backend: BackendName = "auto",
 ) -> SpectralNormalized:
     r"""Divide ``weight`` by its largest singular value, estimated by warm-started power iteration.
 
-    Each iteration takes :math:`u \leftarrow W v / |W v|` and then
-    :math:`v \leftarrow W^T u / |W^T u|`; the last gives :math:`\sigma = u^T W v`. The gradient
-    holds u and v constant, as Miyato et al. (2018, arXiv 1802.05957, section 2.1) do. Writes no
-    argument.
+    Each iteration takes ``u = W v / |W v|`` and then ``v = W^T u / |W^T u|``; the last gives
+    ``sigma = u^T W v``. The gradient holds u and v constant, as Miyato et al. (2018, arXiv
+    1802.05957, section 2.1) do. Writes no argument.
 
     Args:
         weight: at least 2-D, floating or complex, of shape S; read as the matrix of shape (M, N)
@@ -59,7 +62,8 @@ def spectral_normalize(
         bound: divide only where sigma exceeds it, by sigma / bound; None divides by any sigma.
         scale: what the result is multiplied by, a positive number or a real tensor of one element,
             by which it is differentiable too.
-        backend: ``"auto"``, ``"triton"`` or ``"torch"``, see :func:`snorm_triton.dispatch.select`.
+        backend: ``"auto"``, ``"triton"`` or ``"torch"``, as :func:`snorm_triton.spectral_norm` has
+            it.
 
     Returns:
         ``weight_sn`` (shape S, the weight's layout), the new ``u`` and ``v``, and
@@ -72,6 +76,8 @@ def spectral_normalize(
         ValueError: an argument of the wrong shape or dtype, or a backend that cannot run.
 
     Example:
+        >>> import torch
+        >>> from snorm_triton.functional import spectral_normalize
         >>> weight = torch.diag(torch.tensor([3.0, 1.0]))
         >>> u = v = torch.tensor([1.0, 0.0])
         >>> float(spectral_normalize(weight, u, v).sigma)

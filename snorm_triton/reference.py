@@ -1,4 +1,4 @@
-"""Spectral normalization as the textbook writes it, in float64: the oracle of the tests.
+"""Spectral and weight normalization as the textbook has them, in float64: the tests' oracle.
 
 Miyato, Kataoka, Koyama, Yoshida: Spectral Normalization for Generative Adversarial Networks
 (arXiv 1802.05957), Algorithm 1. Slow, plain and differentiable; nothing here is used in training.
@@ -19,6 +19,13 @@ class Reference(NamedTuple):
     u: Tensor
     v: Tensor
     sigma: Tensor
+
+
+class ScaledRows(NamedTuple):
+    """The float64 results: the weight's shape and (M,)."""
+
+    weight: Tensor
+    norms: Tensor
 
 
 def as_matrix(weight: Tensor, dim: int = 0) -> Tensor:
@@ -42,6 +49,17 @@ def spectral_normalize(
         u, v = u / u.norm(), v / v.norm()
     sigma = u.conj() @ matrix @ v
     return Reference(weight / sigma, u, v, sigma)
+
+
+def weight_normalize(weight: Tensor, g: Tensor, *, dim: int = 0) -> ScaledRows:
+    """The rows of a weight over their norms, times ``g`` of shape (M,).
+
+    Salimans and Kingma: Weight Normalization (arXiv 1602.07868), equation 2.
+    """
+    weight, g = weight.double(), g.double()
+    norms = as_matrix(weight, dim).norm(dim=1)
+    factors = (g / norms).reshape([-1 if axis == dim else 1 for axis in range(weight.ndim)])
+    return ScaledRows(weight * factors, norms)
 
 
 def largest_singular_value(weight: Tensor, dim: int = 0) -> Tensor:

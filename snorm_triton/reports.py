@@ -60,6 +60,8 @@ def backend_report(model: nn.Module) -> list[BackendReport]:
     """For each normalized parameter of a model: its qualified name, its backend, and why.
 
     Example:
+        >>> from torch import nn
+        >>> from snorm_triton import backend_report, spectral_norm
         >>> backend_report(spectral_norm(nn.Linear(2, 2), backend="torch"))
         [BackendReport(name='weight', backend='torch', reason='asked for by backend')]
     """
@@ -119,6 +121,9 @@ def log_sigmas(
         prefix: the tags are ``prefix/name`` with the parameter's qualified name.
 
     Example:
+        >>> import torch
+        >>> from torch import nn
+        >>> from snorm_triton import log_sigmas, refresh_spectral_norm, spectral_norm
         >>> class Printer:
         ...     def add_scalar(self, tag, scalar_value, global_step):
         ...         print(tag, round(scalar_value, 3), global_step)

@@ -116,6 +116,8 @@ def left_out(model: nn.Module) -> list[LeftOut]:
     """The parameters of two dimensions or more that no spectral norm is on, and why.
 
     Example:
+        >>> from torch import nn
+        >>> from snorm_triton import apply_spectral_norm, left_out
         >>> left_out(apply_spectral_norm(nn.Sequential(nn.Linear(2, 2), nn.GRUCell(2, 2))))[0]
         LeftOut(name='1.weight_ih', reason="its name is not 'weight': give names")
     """

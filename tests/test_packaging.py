@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import subprocess
 import sys
+import tomllib
 from importlib import metadata
 from importlib.util import find_spec
 from pathlib import Path
@@ -147,6 +148,16 @@ def test_foreign_kernels_distribution_is_not_shadowed(tmp_path: Path, ours_first
 
 def test_version_is_the_distributions() -> None:
     assert snorm_triton.__version__ == distribution().version
+
+
+def test_versions_agree() -> None:
+    root = Path(__file__).parents[1]
+    project = tomllib.loads((root / "pyproject.toml").read_text())["project"]
+    assert project["version"] == snorm_triton.__version__
+    citation = root / "CITATION.cff"
+    if citation.exists():  # not beside the tests of an installed wheel
+        assert f"\nversion: {project['version']}\n" in citation.read_text()
+        assert f"\n## [{project['version']}]" in (root / "CHANGELOG.md").read_text()
 
 
 def test_wheel_holds_the_kernels_and_no_top_level_kernels() -> None:

@@ -9,6 +9,7 @@ from torch import nn
 
 from ..modules.orthogonal import OrthogonalWrapper
 from ..ops.newton_schulz import N_ITERATIONS
+from ..ops.orthogonal_maps import MapName
 from ..parametrizations.checks import check_flag
 from ..parametrizations.options import OrthogonalKeywords
 from ..selection import ORTHOGONAL, ORTHOGONAL_BY_DIM
@@ -20,7 +21,7 @@ M = TypeVar("M", bound=nn.Module)
 def orthogonal(
     module: M,
     name: str = "weight",
-    orthogonal_map: str | None = None,
+    orthogonal_map: MapName | None = None,
     *,
     use_trivialization: bool = True,
     dim: int | None = None,
@@ -85,6 +86,9 @@ def orthogonal(
         NotImplementedError: when it is assigned to, with matrix_exp or cayley and without a base.
 
     Example:
+        >>> import torch
+        >>> from torch import nn
+        >>> from snorm_triton import orthogonal
         >>> layer = orthogonal(nn.Linear(20, 40))
         >>> torch.allclose(layer.weight.T @ layer.weight, torch.eye(20), atol=1e-5)
         True
@@ -166,6 +170,9 @@ def apply_orthogonal(
             then no layer has been changed.
 
     Example:
+        >>> import torch
+        >>> from torch import nn
+        >>> from snorm_triton import apply_orthogonal
         >>> model = nn.Sequential(nn.Linear(8, 8), nn.ReLU(), nn.Linear(8, 8))
         >>> model = apply_orthogonal(model, orthogonal_map="newton_schulz")
         >>> round(torch.linalg.cond(model[2].weight).item(), 4)

@@ -8,7 +8,9 @@ from typing import TypeVar
 from torch import nn
 
 from ..modules.spectral_norm import SpectralNormWrapper
+from ..ops.dispatch import BackendName
 from ..parametrizations.checks import check_flag, check_iterations
+from ..parametrizations.options import Operator, Policy, Scale
 from ..parametrizations.singular_vectors import WARM_UP_ITERATIONS
 from ..reports import normalized
 from .whole_models import remove_all
@@ -26,14 +28,14 @@ def spectral_norm(
     stable_fp32: bool = True,
     power_iter_on_eval: bool = False,
     init_on_first_forward: bool = True,
-    power_iter: str = "access",
+    power_iter: Policy = "access",
     autocast_output: bool = False,
     cache_evaluation: bool = True,
-    operator: str = "matrix",
+    operator: Operator = "matrix",
     input_shape: Sequence[int] | None = None,
     bound: float | None = None,
-    scale: float | str = 1.0,
-    backend: str = "auto",
+    scale: float | Scale = 1.0,
+    backend: BackendName = "auto",
 ) -> M:
     r"""Divide a parameter by its largest singular value at each access.
 
@@ -99,6 +101,9 @@ def spectral_norm(
         IndexError: ``dim`` is out of range. Whatever is raised, the module is unchanged.
 
     Example:
+        >>> import torch
+        >>> from torch import nn
+        >>> from snorm_triton import spectral_norm
         >>> layer = spectral_norm(nn.Linear(20, 40))
         >>> round(torch.linalg.matrix_norm(layer.weight, 2).item(), 1)
         1.0
@@ -172,6 +177,9 @@ def refresh_spectral_norm(model: M, n_power_iterations: int = WARM_UP_ITERATIONS
             it is on the meta device still. Nothing is changed then.
 
     Example:
+        >>> import torch
+        >>> from torch import nn
+        >>> from snorm_triton import refresh_spectral_norm, spectral_norm
         >>> layer = spectral_norm(nn.Linear(20, 40)).eval()
         >>> with torch.no_grad():
         ...     layer.weight = torch.eye(40, 20)

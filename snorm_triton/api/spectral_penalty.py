@@ -43,6 +43,9 @@ def spectral_penalty(model: nn.Module) -> Tensor:
         ValueError: nothing is normalized, or something waits for its module's first forward.
 
     Example:
+        >>> import torch
+        >>> from torch import nn
+        >>> from snorm_triton import apply_spectral_norm, spectral_penalty
         >>> model = nn.Sequential(nn.Linear(20, 40), nn.ReLU(), nn.Linear(40, 2))
         >>> model = apply_spectral_norm(model, bound=float("inf"))
         >>> loss = model(torch.randn(3, 20)).square().mean() + 0.01 * spectral_penalty(model)

@@ -8,6 +8,7 @@ from typing import TypeVar, Unpack
 from torch import nn
 
 from ..modules.weight_norm import WeightNormWrapper
+from ..ops.dispatch import BackendName
 from ..parametrizations.checks import check_flag
 from ..parametrizations.options import WeightNormKeywords
 from ..selection import WEIGHT_NORM
@@ -24,7 +25,7 @@ def weight_norm(
     init_on_first_forward: bool = True,
     autocast_output: bool = False,
     cache_evaluation: bool = True,
-    backend: str = "auto",
+    backend: BackendName = "auto",
 ) -> M:
     r"""Separate the lengths of a parameter's rows from their directions: ``w = g v / \|v\|``.
 
@@ -61,6 +62,8 @@ def weight_norm(
         IndexError: ``dim`` is out of range. Whatever is raised, the module is unchanged.
 
     Example:
+        >>> from torch import nn
+        >>> from snorm_triton import weight_norm
         >>> layer = weight_norm(nn.Linear(20, 40))
         >>> layer.weight_g.shape, layer.weight_v.shape
         (torch.Size([40, 1]), torch.Size([40, 20]))
@@ -136,6 +139,8 @@ def apply_weight_norm(
             changed.
 
     Example:
+        >>> from torch import nn
+        >>> from snorm_triton import apply_weight_norm
         >>> vocoder = nn.Sequential(nn.Conv1d(80, 64, 7), nn.ConvTranspose1d(64, 32, 16, 8))
         >>> list(apply_weight_norm(vocoder).state_dict())[1:3]
         ['0.parametrizations.weight.original0', '0.parametrizations.weight.original1']

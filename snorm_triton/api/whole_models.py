@@ -70,6 +70,8 @@ def apply_spectral_norm(
             type than it must be.
 
     Example:
+        >>> from torch import nn
+        >>> from snorm_triton import apply_spectral_norm, sigmas
         >>> model = nn.Sequential(nn.Conv2d(3, 8, 3), nn.ReLU(), nn.Flatten(), nn.LazyLinear(1))
         >>> model = apply_spectral_norm(model, exclude_names="3")
         >>> list(sigmas(model))

@@ -8,11 +8,12 @@ from typing import Any
 
 from .entries import find_entries
 from .formats import SAFETENSORS, TORCH
+from .layouts import Layout, Norm
 from .placing import check_target, put_in_place
 from .state_dicts import convert_state_dict
 
 
-def convert_file(source: Path, target: Path, to: str, norm: str = "spectral_norm") -> list[str]:
+def convert_file(source: Path, target: Path, to: Layout, norm: Norm = "spectral_norm") -> list[str]:
     """Write ``source`` to ``target`` with its norms of the kind ``norm`` in the layout ``to``.
 
     Every dict that holds normalized weights is converted, however deep in other dicts it lies, and
@@ -49,7 +50,7 @@ def convert_file(source: Path, target: Path, to: str, norm: str = "spectral_norm
 class _Conversion:
     """Goes through dicts of dicts, and keeps account."""
 
-    def __init__(self, to: str, norm: str) -> None:
+    def __init__(self, to: Layout, norm: Norm) -> None:
         self.to = to
         self.norm = norm
         self.converted: list[str] = []

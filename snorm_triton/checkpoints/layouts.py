@@ -3,10 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import Any, NamedTuple
+from typing import Any, Literal, NamedTuple, get_args
 
-LAYOUTS = ("ours", "torch", "legacy")
-NORMS = ("spectral_norm", "weight_norm")
+Layout = Literal["ours", "torch", "legacy"]
+LAYOUTS = get_args(Layout)
+Target = Literal["ours", "torch"]  # what a module is turned into, in place
+Norm = Literal["spectral_norm", "weight_norm"]
+NORMS = get_args(Norm)
 
 
 def legacy_keys(prefix: str, name: str) -> tuple[str, str, str]:

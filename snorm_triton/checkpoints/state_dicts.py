@@ -7,17 +7,17 @@ from collections.abc import Mapping
 from typing import Any
 
 from .entries import check_alone, find_entries
-from .layouts import LAYOUTS, NORMS, Entry
+from .layouts import LAYOUTS, NORMS, Entry, Layout, Norm
 from .metadata import convert_metadata
 from .missing_v import missing_v
 
 
 def convert_state_dict(
     state_dict: Mapping[str, Any],
-    to: str = "ours",
+    to: Layout = "ours",
     *,
     dims: Mapping[str, int] | None = None,
-    norm: str = "spectral_norm",
+    norm: Norm = "spectral_norm",
 ) -> OrderedDict[str, Any]:
     """A state dict with its norms in another layout, for code that compares keys itself.
 
@@ -49,6 +49,9 @@ def convert_state_dict(
         TypeError: ``state_dict`` is no mapping.
 
     Example:
+        >>> import torch
+        >>> from torch import nn
+        >>> from snorm_triton import convert_state_dict
         >>> layer = torch.nn.utils.spectral_norm(nn.Linear(3, 2))
         >>> list(convert_state_dict(layer.state_dict()))[1:]
         ['parametrizations.weight.original', 'parametrizations.weight.0._u', \

@@ -4,7 +4,7 @@ import argparse
 from collections.abc import Sequence
 
 from .. import __version__
-from . import convert_checkpoint, demo
+from . import convert_checkpoint, demo, doctor, sigmas
 
 
 def main(argv: Sequence[str] | None = None) -> int | str:
@@ -14,7 +14,7 @@ def main(argv: Sequence[str] | None = None) -> int | str:
     )
     parser.add_argument("--version", action="version", version=f"snorm_triton {__version__}")
     commands = parser.add_subparsers(title="commands")
-    for command in (demo, convert_checkpoint):
+    for command in (demo, convert_checkpoint, sigmas, doctor):
         command.add_to(commands.add_parser)
     arguments = parser.parse_args(argv)
     if "run" not in arguments:

@@ -9,3 +9,7 @@ from .model import model_bound
 from .norm import conv_norm
 
 __all__ = ["Concatenation", "Residual", "conv_norm", "conv_norm_bound", "model_bound"]
+
+
+def __dir__() -> list[str]:
+    return __all__

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from math import prod
+from typing import Literal, get_args
 
 import torch
 from torch import Tensor, nn
@@ -15,14 +16,15 @@ from .unfoldings import unfolding_bound
 from .weights import read_weight
 
 N_ITERATIONS = 7
-METHODS = ("gram", "unfolding")
+Method = Literal["gram", "unfolding"]
+METHODS = get_args(Method)
 
 
 def conv_norm_bound(
     conv: ConvolutionModule | nn.Linear,
     input_shape: Sequence[int] | None = None,
     n_iterations: int = N_ITERATIONS,
-    method: str = "gram",
+    method: Method = "gram",
 ) -> Tensor:
     r"""No less than the spectral norm of a convolution, of its map from images to images.
 
@@ -55,6 +57,8 @@ def conv_norm_bound(
             of these, or the weight is complex, sharded or not there yet.
 
     Example:
+        >>> from torch import nn
+        >>> from snorm_triton.lipschitz import conv_norm, conv_norm_bound
         >>> conv = nn.Conv2d(8, 8, 3, padding=1)
         >>> bound = conv_norm_bound(conv)
         >>> bool(conv_norm(conv, (8, 32, 32)) <= bound)

@@ -16,6 +16,9 @@ class Residual(nn.Module):
         shortcut: another, whose output has the shape of the branch's.
 
     Example:
+        >>> import torch
+        >>> from torch import nn
+        >>> from snorm_triton.lipschitz import Residual
         >>> block = Residual(nn.Sequential(nn.Linear(3, 3), nn.ReLU()))
         >>> block(torch.zeros(2, 3)).shape
         torch.Size([2, 3])
@@ -44,6 +47,9 @@ class Concatenation(nn.Module):
         ValueError: there is no branch.
 
     Example:
+        >>> import torch
+        >>> from torch import nn
+        >>> from snorm_triton.lipschitz import Concatenation
         >>> Concatenation(nn.Linear(3, 2), nn.Identity())(torch.zeros(2, 3)).shape
         torch.Size([2, 5])
     """

@@ -44,6 +44,9 @@ def model_bound(
             not take the shape it gets; each with its path in the model.
 
     Example:
+        >>> import torch
+        >>> from torch import nn
+        >>> from snorm_triton.lipschitz import model_bound
         >>> model = nn.Sequential(nn.Linear(3, 3), nn.ReLU(), nn.LayerNorm(3))
         >>> model_bound(model, (3,))
         Traceback (most recent call last):

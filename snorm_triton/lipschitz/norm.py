@@ -25,7 +25,7 @@ def conv_norm(
 
     Its padding is part of the map, its bias is not. A few vectors from a random start (the same at
     each call) are improved together, each in the span of all of them, their gradients and their
-    last steps (LOBPCG: Knyazev 2001), until the equation :math:`A^T A v = \sigma^2 v` holds to
+    last steps (LOBPCG: Knyazev 2001), until the equation ``A^T A v = sigma^2 v`` holds to
     ``tol``. The result is at most the norm, but for rounding: for a bound that holds from above
     there is :func:`conv_norm_bound`. Waits for the device after each iteration.
 
@@ -33,7 +33,7 @@ def conv_norm(
         conv: a Conv1d to Conv3d, a ConvTranspose1d to ConvTranspose3d, or a Linear; a normalized
             weight is taken as evaluation has it, and its own iteration does not go on.
         input_shape: (C, *spatial), without the batch; a Linear needs none.
-        tol: the error of the equation over :math:`\sigma^2`; a singular value is that close, and
+        tol: the error of the equation over ``sigma^2``; a singular value is that close, and
             mostly far closer. No less than some float32 or float64 rounding is asked for.
         max_iterations: a warning says where they did not get there.
 
@@ -47,6 +47,8 @@ def conv_norm(
             ``max_iterations`` is below 1, or the weight is complex, sharded or not there yet.
 
     Example:
+        >>> from torch import nn
+        >>> from snorm_triton.lipschitz import conv_norm
         >>> conv = nn.Conv2d(1, 1, 3, padding=1)
         >>> _ = nn.init.constant_(conv.weight, 1 / 9)  # a mean
         >>> bool(0.98 < conv_norm(conv, (1, 32, 32)) < 1)  # along the edges it takes in zeros

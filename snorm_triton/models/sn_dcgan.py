@@ -35,6 +35,7 @@ class SNDCGANDiscriminator(nn.Sequential):
         TypeError: `normalization` is no function, or returns something else than a module.
 
     Example:
+        >>> from snorm_triton import SNDCGANDiscriminator
         >>> import torch
         >>> SNDCGANDiscriminator()(torch.randn(2, 1, 28, 28)).shape
         torch.Size([2, 1])
@@ -79,6 +80,7 @@ class SNDCGANGenerator(nn.Sequential):
         ValueError: a size is no positive integer.
 
     Example:
+        >>> from snorm_triton import SNDCGANGenerator
         >>> import torch
         >>> SNDCGANGenerator()(torch.randn(2, 64)).shape
         torch.Size([2, 1, 28, 28])

@@ -50,6 +50,7 @@ class SNResNetDiscriminator(nn.Module):
         TypeError: `normalization` is no function, or returns something else than a module.
 
     Example:
+        >>> from snorm_triton import SNResNetDiscriminator
         >>> import torch
         >>> discriminator = SNResNetDiscriminator.cifar10()
         >>> discriminator(torch.randn(2, 3, 32, 32)).shape
@@ -167,6 +168,7 @@ class SNResNetGenerator(nn.Module):
         ValueError: a size is no positive integer, or `channels` does not fit `num_blocks`.
 
     Example:
+        >>> from snorm_triton import SNResNetGenerator
         >>> import torch
         >>> generator = SNResNetGenerator.cifar10()
         >>> generator(torch.randn(2, generator.z_dim)).shape

@@ -13,6 +13,7 @@ from torch.nn.utils.parametrize import (
     register_parametrization,
 )
 
+from ..checkpoints.layouts import Target
 from ..parametrizations.base import evaluating
 from ..parametrizations.convolution_norm import ConvolutionNormParametrization
 from ..parametrizations.options import OPTIONS, MoreOptions, SpectralNormOptions
@@ -45,7 +46,7 @@ class Found(NamedTuple):
     position: int | None = None
 
 
-def convert_spectral_norm(model: M, to: str = "ours", **options: Unpack[MoreOptions]) -> M:
+def convert_spectral_norm(model: M, to: Target = "ours", **options: Unpack[MoreOptions]) -> M:
     """Turn the spectral norms of a model into ours, or into torch's, in place.
 
     Takes :func:`torch.nn.utils.parametrizations.spectral_norm` and the legacy hook of
@@ -74,6 +75,9 @@ def convert_spectral_norm(model: M, to: str = "ours", **options: Unpack[MoreOpti
         TypeError: an option that there is not. Whatever is raised, the model is unchanged.
 
     Example:
+        >>> import torch
+        >>> from torch import nn
+        >>> from snorm_triton import convert_spectral_norm
         >>> layer = torch.nn.utils.spectral_norm(nn.Linear(20, 40))
         >>> convert_spectral_norm(layer).parametrizations.weight[0]
         SpectralNormParametrization(n_power_iterations=1, dim=0, eps=1e-12)

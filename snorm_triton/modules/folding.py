@@ -46,6 +46,9 @@ def fold(model: nn.Module) -> list[str]:
             its lazy module. Nothing is changed then.
 
     Example:
+        >>> import torch
+        >>> from torch import nn
+        >>> from snorm_triton import fold
         >>> model = nn.Sequential(torch.nn.utils.spectral_norm(nn.Linear(2, 3)), nn.ReLU())
         >>> fold(model)
         ['0.weight']

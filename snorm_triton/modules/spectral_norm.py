@@ -44,6 +44,8 @@ class SpectralNormWrapper(Wrapper):
             then.
 
     Example:
+        >>> from torch import nn
+        >>> from snorm_triton import SpectralNormWrapper
         >>> wrapper = SpectralNormWrapper(nn.Linear(20, 40), "weight")
         >>> module = wrapper.attach()
         >>> wrapper.sigma.shape

@@ -78,6 +78,9 @@ def patch_torch() -> TorchPatch:
         A context manager; or call its ``undo()``.
 
     Example:
+        >>> import torch
+        >>> from torch import nn
+        >>> from snorm_triton import patch_torch, sigmas
         >>> layer = torch.nn.utils.spectral_norm(nn.Linear(20, 40))
         >>> with patch_torch():
         ...     y = layer(torch.randn(3, 20))

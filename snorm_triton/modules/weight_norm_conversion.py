@@ -12,6 +12,7 @@ from torch.nn.utils.parametrize import (
     register_parametrization,
 )
 
+from ..checkpoints.layouts import Target
 from ..parametrizations.options import KernelKeywords, WeightNormOptions
 from ..parametrizations.weight_norm import WeightNormParametrization
 from ..torch_internals.parametrize import LegacyWeightNorm, TorchWeightNorm
@@ -36,7 +37,7 @@ class Found(NamedTuple):
     norm: Any
 
 
-def convert_weight_norm(model: M, to: str = "ours", **options: Unpack[KernelKeywords]) -> M:
+def convert_weight_norm(model: M, to: Target = "ours", **options: Unpack[KernelKeywords]) -> M:
     """Turn the weight norms of a model into ours, or into torch's parametrization, in place.
 
     Takes :func:`torch.nn.utils.parametrizations.weight_norm` and the older hook of
@@ -58,6 +59,9 @@ def convert_weight_norm(model: M, to: str = "ours", **options: Unpack[KernelKeyw
         TypeError: an option that there is not. Whatever is raised, the model is unchanged.
 
     Example:
+        >>> import torch
+        >>> from torch import nn
+        >>> from snorm_triton import convert_weight_norm
         >>> layer = torch.nn.utils.parametrizations.weight_norm(nn.Linear(20, 40))
         >>> convert_weight_norm(layer).parametrizations.weight[0]
         WeightNormParametrization(dim=0)

@@ -51,6 +51,9 @@ class Convolution:
         geometry: the rest.
 
     Example:
+        >>> import torch
+        >>> from torch import nn
+        >>> from snorm_triton.ops.convolution import Convolution
         >>> conv = Convolution.of(nn.Conv2d(3, 8, 3, stride=2, bias=False), (3, 9, 9))
         >>> conv.output_shape
         (8, 4, 4)

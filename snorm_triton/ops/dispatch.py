@@ -6,7 +6,7 @@ import os
 import sys
 from functools import lru_cache
 from importlib.util import find_spec
-from typing import NamedTuple
+from typing import Literal, NamedTuple, get_args
 
 import torch
 from torch import Tensor
@@ -16,7 +16,8 @@ from . import torch_any_device, torch_cpu
 from .backend import Backend
 from .matrix_view import MatrixView, in_matrix_layout, view_of
 
-BACKENDS = ("auto", "triton", "torch")
+BackendName = Literal["auto", "triton", "torch"]
+BACKENDS = get_args(BackendName)
 ENVIRONMENT_VARIABLE = "SNORM_TRITON_BACKEND"
 DEFAULT_BACKEND = os.environ.get(ENVIRONMENT_VARIABLE, "")
 

@@ -7,14 +7,15 @@ the exponential and Cayley's map, Lezcano-Casado (2019, arXiv 1909.09501) for a 
 
 from __future__ import annotations
 
-from typing import NamedTuple
+from typing import Literal, NamedTuple, get_args
 
 import torch
 from torch import Tensor
 
 from ..torch_internals import functorch
 
-MAPS = ("householder", "matrix_exp", "cayley", "newton_schulz")
+MapName = Literal["householder", "matrix_exp", "cayley", "newton_schulz"]
+MAPS = get_args(MapName)
 _FORMATS = {4: torch.channels_last, 5: torch.channels_last_3d}
 
 
@@ -59,7 +60,7 @@ def memory_format(weight: Tensor) -> torch.memory_format:
     return own if weight.is_contiguous(memory_format=own) else torch.contiguous_format
 
 
-def default_map(reading: Reading, is_complex: bool) -> str:
+def default_map(reading: Reading, is_complex: bool) -> MapName:
     """What torch takes for matrices of such a shape."""
     is_square = reading.rows == reading.columns
     return "matrix_exp" if is_complex or is_square else "householder"

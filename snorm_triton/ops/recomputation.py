@@ -62,6 +62,9 @@ def checkpoint_contexts() -> tuple[AbstractContextManager[None], AbstractContext
     recompute.
 
     Example:
+        >>> import torch
+        >>> from torch import nn
+        >>> from snorm_triton import checkpoint_contexts, spectral_norm
         >>> from torch.utils.checkpoint import checkpoint
         >>> layer = spectral_norm(nn.Linear(20, 40))
         >>> y = checkpoint(

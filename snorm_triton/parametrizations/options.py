@@ -5,11 +5,11 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass, fields, replace
 from math import inf
-from typing import Any, Self, TypedDict
+from typing import Any, Literal, Self, TypedDict, get_args
 
-from ..ops.dispatch import BACKENDS
+from ..ops.dispatch import BACKENDS, BackendName
 from ..ops.newton_schulz import N_ITERATIONS
-from ..ops.orthogonal_maps import MAPS
+from ..ops.orthogonal_maps import MAPS, MapName
 from ..ops.rescaling import PLAIN, Rescaling
 from .checks import (
     check_among,
@@ -20,9 +20,12 @@ from .checks import (
     is_positive,
 )
 
-POLICIES = ("access", "update")
-OPERATORS = ("matrix", "convolution")
-LEARNED = "learned"
+Policy = Literal["access", "update"]
+POLICIES = get_args(Policy)
+Operator = Literal["matrix", "convolution"]
+OPERATORS = get_args(Operator)
+Scale = Literal["learned"]
+(LEARNED,) = get_args(Scale)
 
 
 class CommonOptions(TypedDict, total=False):
@@ -35,13 +38,13 @@ class CommonOptions(TypedDict, total=False):
 class KernelKeywords(CommonOptions, total=False):
     """Those of a constraint that the kernels compute too."""
 
-    backend: str
+    backend: BackendName
 
 
 class OrthogonalKeywords(CommonOptions, total=False):
     """Those of an orthogonal parametrization."""
 
-    orthogonal_map: str | None
+    orthogonal_map: MapName | None
     use_trivialization: bool
     dim: int | None
     n_iterations: int
@@ -58,11 +61,11 @@ class MoreOptions(KernelKeywords, total=False):
 
     stable_fp32: bool
     power_iter_on_eval: bool
-    power_iter: str
-    operator: str
+    power_iter: Policy
+    operator: Operator
     input_shape: Sequence[int] | None
     bound: float | None
-    scale: float | str
+    scale: float | Scale
 
 
 class Options(MoreOptions, total=False):
@@ -117,7 +120,7 @@ class KernelOptions(ConstraintOptions):
         ValueError: ``backend`` is unknown.
     """
 
-    backend: str = "auto"
+    backend: BackendName = "auto"
 
     def __post_init__(self) -> None:
         check_among("backend", self.backend, BACKENDS)
@@ -133,7 +136,7 @@ class OrthogonalOptions(ConstraintOptions):
             positive.
     """
 
-    orthogonal_map: str | None = None
+    orthogonal_map: MapName | None = None
     use_trivialization: bool = True
     dim: int | None = None
     n_iterations: int = N_ITERATIONS
@@ -175,11 +178,11 @@ class SpectralNormOptions(KernelOptions):
     dim: int | None = None
     stable_fp32: bool = True
     power_iter_on_eval: bool = False
-    power_iter: str = "access"
-    operator: str = "matrix"
+    power_iter: Policy = "access"
+    operator: Operator = "matrix"
     input_shape: Sequence[int] | None = None
     bound: float | None = None
-    scale: float | str = 1.0
+    scale: float | Scale = 1.0
 
     def __post_init__(self) -> None:
         super().__post_init__()

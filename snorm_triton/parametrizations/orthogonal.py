@@ -12,7 +12,7 @@ from torch import Tensor
 from ..functional import matrix_shape
 from ..ops import orthogonal_maps, polar_factor
 from ..ops.modes.composite import without_autocast
-from ..ops.orthogonal_maps import Reading
+from ..ops.orthogonal_maps import MapName, Reading
 from ..ops.polar_factor import Polar, PolarAccess
 from ..ops.recomputation import Checkpoints
 from .base import Originals
@@ -166,7 +166,7 @@ class OrthogonalParametrization(Determined):
         return ", ".join(f"{name}={value!r}" for name, value in shown.items())
 
 
-def read_as_matrices(weight: Tensor, options: OrthogonalOptions) -> tuple[Reading, str]:
+def read_as_matrices(weight: Tensor, options: OrthogonalOptions) -> tuple[Reading, MapName]:
     """How such a weight is read, and its map; raise what is wrong with the options for it."""
     if weight.ndim < 2:
         raise ValueError(

@@ -1,18 +1,14 @@
-"""What docs/lipschitz.md says of the reshaped matrix, and its example."""
+"""What docs/lipschitz.md says of the reshaped matrix."""
 
 from __future__ import annotations
 
-import re
 from math import ceil, prod, sqrt
-from pathlib import Path
 
 import pytest
 import torch
 from torch import Tensor, nn
 
 from convolutions import ZERO_PADDED, Kind, dense, identify
-
-PAGE = Path(__file__).parents[2] / "docs" / "lipschitz.md"
 
 
 def reshaped(module: nn.Module) -> Tensor:
@@ -50,10 +46,3 @@ def test_a_convolution_is_within_the_root_of_its_kernels_size(kind: Kind) -> Non
 def test_patches_side_by_side_have_the_matrixs_norm(name: str) -> None:
     _, ratio = norms(next(kind for kind in ZERO_PADDED if kind.name == name))
     assert ratio == pytest.approx(1)
-
-
-def test_the_example_runs() -> None:
-    (code,) = re.findall(r"```python\n(.*?)```", PAGE.read_text(), re.DOTALL)
-    names: dict[str, object] = {}
-    exec(code, names)
-    assert "model" in names

@@ -1,0 +1,1 @@
+"""What `python -m snorm_triton doctor` says of a machine."""
