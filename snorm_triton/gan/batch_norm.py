@@ -1,9 +1,10 @@
 """Batch norm over the batch of all ranks, on a CPU too, where torch's SyncBatchNorm refuses."""
 
+from typing import Any
+
 import torch
 import torch.distributed as dist
 from torch import Tensor, nn
-from torch.distributed.nn.functional import all_reduce
 
 
 class BatchNormOverRanks(nn.BatchNorm2d):
@@ -39,10 +40,23 @@ class BatchNormOverRanks(nn.BatchNorm2d):
         self.running_var.lerp_(variance * (count / max(count - 1, 1)), self.momentum)
 
 
+class _MeanOverRanks(torch.autograd.Function):
+    """The mean of a tensor over the ranks; its gradient is that of the ranks' gradients."""
+
+    @staticmethod
+    def forward(ctx: Any, value: Tensor) -> Tensor:
+        total = value.clone(memory_format=torch.contiguous_format)
+        dist.all_reduce(total)
+        return total / dist.get_world_size()
+
+    @staticmethod
+    def backward(ctx: Any, gradient: Tensor) -> Tensor:  # differentiable again, as it is the same
+        return _mean_over_ranks(gradient)
+
+
 def _mean_over_ranks(value: Tensor) -> Tensor:
-    """Differentiable: the gradient is summed over the ranks as well."""
-    total: Tensor = all_reduce(value.contiguous())
-    return total / dist.get_world_size()
+    mean: Tensor = _MeanOverRanks.apply(value)
+    return mean
 
 
 def synchronize_batch_norm(network: nn.Module) -> None:

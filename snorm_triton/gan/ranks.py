@@ -8,7 +8,8 @@ import os
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
-from typing import cast
+from inspect import signature
+from typing import Any, cast
 
 import torch
 import torch.distributed as dist
@@ -16,6 +17,11 @@ from torch import Tensor, nn
 from torch.nn.parallel import DistributedDataParallel
 
 from .batch_norm import synchronize_batch_norm
+
+_names = signature(DistributedDataParallel).parameters
+_OPTION = "forward_sync_buffers" if "forward_sync_buffers" in _names else "broadcast_buffers"
+NO_BUFFERS: dict[str, Any] = {_OPTION: False}
+"""Tells DistributedDataParallel not to send buffers, by the name that this torch has for it."""
 
 
 @dataclass(frozen=True)
@@ -66,7 +72,7 @@ class Ranks:
         if self.size == 1:
             return network
         synchronize_batch_norm(network)
-        return cast(nn.Module, DistributedDataParallel(network, broadcast_buffers=False))
+        return cast(nn.Module, DistributedDataParallel(network, **NO_BUFFERS))
 
 
 @contextmanager

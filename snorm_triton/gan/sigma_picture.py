@@ -35,9 +35,11 @@ def draw_sigma(path: Path, metrics: Columns, *, spectral: bool) -> None:
             estimate = [a / b if b else 0 for a, b in zip(raw, in_use, strict=True)]
             above.plot(metrics["step"], estimate, ".", color=f"C{number}", markersize=4)
     what = ": line by SVD, dots by power iteration" if spectral else ", by SVD"
-    above.set_title(f"largest singular value of the raw weight{what}")
-    below.set_title("largest singular value of the weight in use, by SVD")
+    above.set_title(f"raw weight{what}")
+    below.set_title("weight in use, by SVD")
     below.set_xlabel("generator step")
+    for axes in (above, below):
+        axes.set_ylabel("largest singular value")
     _draw_range(below, metrics, layers)
     if spectral:
         below.axhspan(*PAPER_BAND, color="0.5", alpha=0.25, label="1 to 1.05, as in the paper")
