@@ -7,9 +7,9 @@ from typing import Any, NoReturn
 
 from .. import __version__
 from ..gan.choices import nearest
-from . import convert_checkpoint, demo, train
+from . import compare, convert_checkpoint, demo, train
 
-COMMANDS = (train, demo, convert_checkpoint)
+COMMANDS = (train, demo, compare, convert_checkpoint)
 INTERRUPTED = 130
 
 

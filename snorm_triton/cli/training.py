@@ -65,7 +65,7 @@ def _train(
     from ..gan.run import Run
 
     config, data = fit_to_data(config, load(config.data, config.image_size))
-    _check_folder(folder)
+    check_folder(folder)
     run = Run(config, data, folder, checkpoint=checkpoint, ranks=ranks)
     if ranks.is_first:
         print(to_toml(config) + _description(run), flush=True)
@@ -87,7 +87,7 @@ def _check_device(config: TrainingConfig) -> None:
         raise ValueError(f"device: {config.device} is not there: {reason}") from error
 
 
-def _check_folder(folder: Path) -> None:
+def check_folder(folder: Path) -> None:
     """Make a folder to write to; OSError, which names it, where that cannot be."""
     try:
         folder.mkdir(parents=True, exist_ok=True)

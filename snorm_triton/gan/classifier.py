@@ -59,6 +59,10 @@ class Classifier:
         taken_for = self._head(self.features(images)).argmax(dim=1)
         return float((taken_for == labels).double().mean())
 
+    def distance_between(self, images: Tensor, others: Tensor) -> float:
+        """The Frechet distance of two sets of uint8 images, in its features."""
+        return frechet_distance(*(self.features(as_floats(each)) for each in (images, others)))
+
     def distance(self, images: Tensor) -> float:
         """The Frechet distance of images (N, C, H, W) from all real ones, in its features."""
         return frechet_distance(self.features(images), self._real)
