@@ -50,6 +50,12 @@ class Checkpoint:
         self.state: dict[str, Any] = contents["state"]
 
     @property
+    def step(self) -> int:
+        """How many steps its run has made."""
+        step: int = self.state["trainer"]["step"]
+        return step
+
+    @property
     def folder(self) -> Path:
         """That of its run."""
         return self.path.parent
@@ -62,10 +68,9 @@ class Checkpoint:
                 f"{changed}: {self.path} is of a run with {changed}="
                 f"{getattr(self.config, changed)!r}, and not {getattr(config, changed)!r}"
             )
-        if self.state["trainer"]["step"] > (config.steps or 0):
+        if self.step > (config.steps or 0):
             raise ValueError(
-                f"steps: {self.path} is at step {self.state['trainer']['step']}, "
-                f"and not at {config.steps} or before"
+                f"steps: {self.path} is at step {self.step}, and not at {config.steps} or before"
             )
 
     def check_data(self, data: ImageSet) -> None:

@@ -52,7 +52,8 @@ def train_cells(parent: Path, steps: int, seed: int, jobs: int) -> Iterator[Cell
     or when the iterator is closed, each run saves itself. Raises ValueError, with its last words,
     for a run that fails.
     """
-    waiting = list(CELLS)
+    waiting = [cell for cell in CELLS if not _is_finished(cell, parent, steps)]
+    yield from (cell for cell in CELLS if cell not in waiting)
     running: dict[Cell, subprocess.Popen[str]] = {}
     try:
         while waiting or running:
@@ -68,6 +69,11 @@ def train_cells(parent: Path, steps: int, seed: int, jobs: int) -> Iterator[Cell
             process.send_signal(signal.SIGINT)
         for process in running.values():
             process.communicate()
+
+
+def _is_finished(cell: Cell, parent: Path, steps: int) -> bool:
+    folder = cell.folder(parent)
+    return (folder / FILE).exists() and Checkpoint(folder).step == steps
 
 
 def _start(cell: Cell, parent: Path, steps: int, seed: int) -> "subprocess.Popen[str]":

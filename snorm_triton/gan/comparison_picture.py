@@ -20,19 +20,19 @@ Distances = Mapping[Cell, float]
 def draw_comparison(path: Path, distances: Distances, floor: float, title: str) -> None:
     """Bars of the Frechet distances on a logarithmic axis, their values on top.
 
-    A distance that is not finite has no bar, and a sign in its place. `floor` is that of the real
-    images from themselves.
+    A bar that ends at `floor`, the distance of the real images from themselves, stands for a run
+    that diverged, and without a word for one that is not finished.
     """
     figure = Figure(figsize=(12, 6.5), layout="constrained")
     axes = figure.add_subplot()
     for number, name in enumerate(NORMALIZATIONS):
-        for group, preset in enumerate(ROBUSTNESS):
-            value = distances.get(Cell(preset, name), math.nan)
-            place = group + (number - 1) * WIDTH
-            label = LABELS[name] if group == 0 else None
-            bar = value if math.isfinite(value) else floor
-            axes.bar(place, bar, WIDTH * 0.94, color=COLORS[name], label=label)
-            axes.annotate(_short(value), (place, bar), ha="center", va="bottom", fontsize=9)
+        cells = [Cell(preset, name) for preset in ROBUSTNESS]
+        places = [group + (number - 1) * WIDTH for group in range(len(cells))]
+        values = [distances.get(cell, math.nan) for cell in cells]
+        heights = [value if math.isfinite(value) else floor for value in values]
+        axes.bar(places, heights, WIDTH * 0.94, color=COLORS[name], label=LABELS[name])
+        for place, value, height in zip(places, values, heights, strict=True):
+            axes.annotate(_short(value), (place, height), ha="center", va="bottom", fontsize=9)
     axes.axhline(floor, color="black", linewidth=0.8, linestyle="--", label="real, half from half")
     axes.set_yscale("log")
     axes.set_xticks(range(len(ROBUSTNESS)), [_describe(preset) for preset in ROBUSTNESS])
