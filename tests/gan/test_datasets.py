@@ -2,11 +2,14 @@
 
 import gzip
 import struct
+import sys
+import types
 
 import pytest
 import torch
+from PIL import Image
 
-from snorm_triton.gan.datasets import as_bytes, as_floats, load
+from snorm_triton.gan.datasets import as_bytes, as_floats, load, torchvision
 from snorm_triton.gan.datasets.digits import load_digits
 from snorm_triton.gan.datasets.images import ImageSet
 
@@ -47,11 +50,10 @@ def write_stl10(folder):
 
 
 def write_images(folder, *, size=(40, 24)):
-    image_module = pytest.importorskip("PIL.Image")
     for name, color in (("cats", (255, 0, 0)), ("dogs", (0, 0, 255))):
         (folder / name).mkdir()
         for suffix in ("png", "jpg"):
-            image_module.new("RGB", size, color).save(folder / name / f"a.{suffix}")
+            Image.new("RGB", size, color).save(folder / name / f"a.{suffix}")
 
 
 def test_digits_are_bytes_with_ink_at_255():
@@ -168,3 +170,53 @@ def test_floats_and_bytes_turn_into_each_other():
 def test_rows_have_one_class_a_column_and_repeat():
     data = ImageSet(torch.arange(5, dtype=torch.uint8)[:, None, None, None], torch.arange(5) % 2, 2)
     assert data.rows(4, data.classes).flatten().tolist() == [0, 1, 2, 3, 4, 1, 0, 3]
+
+
+class GrayImages:
+    """A dataset as torchvision has them: pairs of a Pillow image and a label."""
+
+    def __init__(self, root, train=True, download=False):
+        self.asked_for = (root, train, download)
+
+    def __len__(self):
+        return 3
+
+    def __getitem__(self, index):
+        if self.asked_for != ("there", True, True):
+            raise RuntimeError(f"not\nthere: {self.asked_for}")
+        return Image.new("L", (6, 6), 10 * index), index % 2
+
+
+@pytest.fixture
+def stand_in_for_torchvision(monkeypatch):
+    datasets = types.SimpleNamespace(__all__=("GrayImages",), GrayImages=GrayImages)
+    monkeypatch.setitem(sys.modules, "torchvision.datasets", datasets)
+    monkeypatch.setitem(sys.modules, "torchvision", types.SimpleNamespace(datasets=datasets))
+    monkeypatch.setattr(torchvision, "find_spec", lambda name: True)
+
+
+@pytest.mark.usefixtures("stand_in_for_torchvision")
+def test_a_dataset_of_torchvision_is_taken_into_memory():
+    data = load("torchvision:GrayImages:there")
+    assert data.images.shape == (3, 1, 6, 6)
+    assert data.images[:, 0, 0, 0].tolist() == [0, 10, 20]
+    assert data.labels.tolist() == [0, 1, 0]
+
+
+@pytest.mark.usefixtures("stand_in_for_torchvision")
+@pytest.mark.parametrize(
+    ("name", "message"),
+    [
+        ("GrayImage", "NAME must be one of GrayImages, got 'GrayImage'; did you mean 'GrayImages'"),
+        ("GrayImages", r"torchvision cannot load it: not there: \('data', True, True\)$"),
+    ],
+)
+def test_what_torchvision_cannot_load_is_a_sentence(name, message):
+    with pytest.raises(ValueError, match=message):
+        load(f"torchvision:{name}")
+
+
+def test_torchvision_that_is_missing_is_named(monkeypatch):
+    monkeypatch.setattr(torchvision, "find_spec", lambda name: None)
+    with pytest.raises(ValueError, match="needs torchvision: pip install torchvision"):
+        load("torchvision:MNIST")

@@ -25,7 +25,10 @@ def load_torchvision(data: str, size: int | None) -> ImageSet:
     name, _, folder = data.removeprefix(PREFIX).partition(":")
     if find_spec("torchvision") is None:
         raise ValueError(f"data={data!r} needs torchvision: pip install torchvision")
-    datasets: Any = import_module("torchvision.datasets")
+    try:
+        datasets: Any = import_module("torchvision.datasets")
+    except Exception as error:  # one that was built for another torch fails in ways of its own
+        raise ValueError(f"data={data!r}: torchvision cannot be imported: {error}") from error
     check_choice("data=torchvision:NAME: NAME", name, datasets.__all__)
     make: Any = getattr(datasets, name)
     parameters = signature(make.__init__).parameters
