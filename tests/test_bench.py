@@ -203,9 +203,8 @@ def test_allocations_of_a_training_access(name, allocations):
 
 @pytest.mark.parametrize("name", [NONE, OURS, NEW, LEGACY])
 def test_training_step_updates_every_weight_of_the_discriminator(name):
-    config = TINY_GAN
-    step = training_step(TrainingCase("small", 8, config), CPU, name)
-    discriminator = step.__self__.discriminator
+    step = training_step(TrainingCase("small", 8, TINY_GAN), CPU, name)
+    discriminator = step.__self__.discriminator.network
     weights = raw_weights(discriminator) or [layer.weight for layer in layers_of(discriminator)]
     before = [weight.clone() for weight in weights]
     step()

@@ -99,7 +99,7 @@ class Run:
         return stopped_by
 
     def _tell(self, bar: Any, progress: bool) -> None:
-        """The last record beside the bar, or where there is no terminal now and then as a line."""
+        """A new record beside the bar, or where there is no terminal as a line."""
         record = self.journal.last_record
         if record is None or record.step != self.trainer.step:
             return
@@ -111,7 +111,7 @@ class Run:
         }
         if not bar.disable:
             bar.set_postfix(numbers, refresh=False)
-        elif progress and record.step % self.config.picture_every == 0:
+        elif progress:
             text = ", ".join(f"{name} {value}" for name, value in numbers.items())
             print(f"step {record.step}/{self.config.steps}: {text}", flush=True)
 
