@@ -19,7 +19,7 @@ def bench_training_step(
         "case": training.name,
         "dtype": "float32",
         "pass": "training step",
-        **subject(training.trainer(device).discriminator),
+        **subject(training.trainer(device).discriminator.network),
     }
     # Twice the time: what normalization adds is a small part of a step.
     measure(benchmark, training_builders(training, device), NONE, row, device, 2 * seconds)

@@ -3,14 +3,14 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import partial
 
 import torch
 
 from bench.normalizations import FOREACH, LEGACY, NEW, NORMALIZATIONS, PER_LAYER
 from bench.variants import Run
-from snorm_triton.gan.training import Trainer, TrainingConfig
+from snorm_triton.gan import ImageSet, Trainer, TrainingConfig, fit_to_data
 
 NONE = "no normalization"
 
@@ -25,10 +25,11 @@ class TrainingCase:
 
     def trainer(self, device: torch.device) -> Trainer:
         """On noise: what the images show changes nothing in the time of a step."""
-        torch.manual_seed(0)
-        images = torch.rand(1024, 1, self.image_size, self.image_size, device=device) * 2 - 1
-        labels = torch.arange(1024, device=device) % 10
-        return Trainer(images, labels, self.config, normalization=None)
+        size = (1024, 1, self.image_size, self.image_size)
+        images = torch.randint(256, size, dtype=torch.uint8)
+        data = ImageSet(images, torch.arange(1024) % 10, num_classes=10)
+        config = replace(self.config, normalization="none", device=str(device))
+        return Trainer(*fit_to_data(config, data))
 
 
 TRAININGS = (
@@ -36,7 +37,7 @@ TRAININGS = (
     TrainingCase(
         "32x32 images, 128 channels",
         32,
-        TrainingConfig(channels=128, bottom_width=4, z_dim=128),
+        TrainingConfig(generator_channels=128, discriminator_channels=128, z_dim=128),
         gpu_only=True,
     ),
 )
@@ -46,8 +47,8 @@ def training_step(case: TrainingCase, device: torch.device, normalization: str) 
     """An update of the discriminator, then one of the generator."""
     trainer = case.trainer(device)
     if normalization != NONE:
-        NORMALIZATIONS[normalization](trainer.discriminator)
-    return trainer.step
+        NORMALIZATIONS[normalization](trainer.discriminator.network)
+    return trainer.advance
 
 
 def training_builders(case: TrainingCase, device: torch.device) -> dict[str, Callable[[], Run]]:

@@ -35,9 +35,10 @@ from bench.variants import (
     builders,
     copy,
 )
-from snorm_triton.gan.training import TrainingConfig
+from snorm_triton.gan import TrainingConfig
 
 CPU = torch.device("cpu")
+TINY_GAN = TrainingConfig(batch_size=4, generator_channels=4, discriminator_channels=4, z_dim=4)
 
 
 def small(build, backward=False):
@@ -125,7 +126,7 @@ def test_a_benchmark_of_accesses_fails_with_ours(monkeypatch, name, ours):
 @pytest.mark.parametrize("ours", [FOREACH, PER_LAYER])
 def test_a_benchmark_of_training_fails_with_ours(monkeypatch, ours):
     monkeypatch.setitem(NORMALIZATIONS, ours, failing_with(RuntimeError("no")))
-    case = TrainingCase("small", 8, TrainingConfig(batch_size=4, channels=4, z_dim=4))
+    case = TrainingCase("small", 8, TINY_GAN)
     with pytest.raises(RuntimeError, match="no"):
         bench_training.bench_training_step(None, case, CPU, 0.1)
 
@@ -202,9 +203,8 @@ def test_allocations_of_a_training_access(name, allocations):
 
 @pytest.mark.parametrize("name", [NONE, OURS, NEW, LEGACY])
 def test_training_step_updates_every_weight_of_the_discriminator(name):
-    config = TrainingConfig(batch_size=4, channels=4, z_dim=4)
-    step = training_step(TrainingCase("small", 8, config), CPU, name)
-    discriminator = step.__self__.discriminator
+    step = training_step(TrainingCase("small", 8, TINY_GAN), CPU, name)
+    discriminator = step.__self__.discriminator.network
     weights = raw_weights(discriminator) or [layer.weight for layer in layers_of(discriminator)]
     before = [weight.clone() for weight in weights]
     step()

@@ -60,6 +60,15 @@ def put_in_place(target: Path, write: Callable[[BufferedWriter], None]) -> None:
             partial.unlink()
 
 
+def put_bytes(target: Path, content: bytes) -> None:
+    """Write ``content`` as the file ``target``, which comes into place when it is complete."""
+
+    def write(file: BufferedWriter) -> None:
+        file.write(content)
+
+    put_in_place(target, write)
+
+
 def _resolve(target: Path) -> Path:
     """The path that a link leads to, whether or not it is there: Path.resolve raises on loops."""
     return Path(os.path.realpath(target))

@@ -1,6 +1,8 @@
-"""A small SN-ResNet GAN trained on real digits: `python -m snorm_triton demo` runs it."""
+"""Training of GANs: `python -m snorm_triton train` and `demo` run it."""
 
-from .losses import discriminator_loss, generator_loss
-from .training import Trainer, TrainingConfig
+from .config import TrainingConfig
+from .datasets import ImageSet
+from .networks import fit_to_data
+from .trainer import Trainer
 
-__all__ = ["Trainer", "TrainingConfig", "discriminator_loss", "generator_loss"]
+__all__ = ["ImageSet", "Trainer", "TrainingConfig", "fit_to_data"]

@@ -1,27 +1,51 @@
-"""The two pictures of the demo: what the generator draws, and the singular values meanwhile."""
+"""Pictures of images: grids, and samples over the training."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
+from io import BytesIO
 from pathlib import Path
 
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
+from matplotlib.image import imsave
 from torch import Tensor
 from torch.nn import functional
 
-from .singular_values import TopSingularValues
+from ..checkpoints.placing import put_bytes
 
-ZOOM, MARGIN = 8, 10
+SHOWN = 64
+"""Height in pixels to which smaller images are enlarged."""
 
 
 def tile(images: Tensor, columns: int) -> Tensor:
-    """Images (N, 1, H, W) in [-1, 1], N a multiple of `columns`, as one picture (rows, columns).
+    """Images (N, C, H, W), uint8, N a multiple of `columns`, as one picture (rows, columns, C).
 
-    Each is enlarged by `ZOOM` (bicubic) and keeps a margin of `MARGIN` pixels of background.
+    Small ones are enlarged (bicubic), gray ones turned to dark ink on white paper; each has a
+    margin.
     """
-    large = functional.interpolate(images, scale_factor=ZOOM, mode="bicubic").clamp(-1, 1)
-    framed = functional.pad(large, [MARGIN] * 4, value=-1.0)
-    rows = framed.reshape(-1, columns, *framed.shape[2:])  # [rows, columns, H, W]
-    return rows.transpose(1, 2).flatten(2).flatten(0, 1)
+    zoom = max(1, SHOWN // images.shape[-1])
+    pixels = images.float()
+    if images.shape[1] == 1:
+        pixels = (255 - pixels).expand(-1, 3, -1, -1)
+    if zoom > 1:
+        pixels = functional.interpolate(pixels, scale_factor=zoom, mode="bicubic")
+    margin = max(1, pixels.shape[-1] // 16)
+    framed = functional.pad(pixels.clamp(0, 255), [margin] * 4, value=255.0)
+    rows = framed.reshape(-1, columns, *framed.shape[1:])  # [rows, columns, 3, H, W]
+    return rows.permute(0, 3, 1, 4, 2).flatten(2, 3).flatten(0, 1).round().byte()
+
+
+def save_figure(path: Path, figure: Figure) -> None:
+    """The figure as a PNG that comes into place when it is complete; OSError where it cannot."""
+    content = BytesIO()
+    figure.savefig(content, format="png", dpi=100)
+    put_bytes(path, content.getvalue())
+
+
+def save_grid(path: Path, images: Tensor, columns: int) -> None:
+    """Images (N, C, H, W), uint8, as a PNG of rows of `columns`."""
+    content = BytesIO()
+    imsave(content, tile(images, columns).numpy(), format="png")
+    put_bytes(path, content.getvalue())
 
 
 def draw_samples(
@@ -29,7 +53,7 @@ def draw_samples(
 ) -> None:
     """Real images beside the generated ones of the last step, and below them the earlier ones.
 
-    `generated` is by step. All are (N, 1, H, W), one class a column.
+    `generated` is by step. All are (N, C, H, W), uint8; those of a column belong together.
     """
     *earlier, last = sorted(generated)
     figure = Figure(figsize=(15, 10), layout="constrained")
@@ -40,30 +64,10 @@ def draw_samples(
     for place, step in enumerate(earlier):
         axes = figure.add_subplot(grid[1, 2 * place : 2 * place + 2])
         _show(axes, generated[step], f"same noise, step {step}", columns)
-    figure.savefig(path, dpi=100)
+    save_figure(path, figure)
 
 
 def _show(axes: Axes, images: Tensor, title: str, columns: int) -> None:
-    axes.imshow(tile(images, columns).numpy(), cmap="gray_r", vmin=-1, vmax=1)
+    axes.imshow(tile(images, columns).numpy())
     axes.set_title(title, fontsize=16)
     axes.set_axis_off()
-
-
-def draw_sigma(
-    path: Path, steps: Sequence[int], measured: Sequence[Mapping[str, TopSingularValues]]
-) -> None:
-    """Each layer's largest singular value over the steps: raw weight above, normalized below."""
-    figure = Figure(figsize=(12, 8), layout="constrained")
-    above, below = figure.subplots(2, sharex=True)
-    for number, layer in enumerate(measured[0]):
-        style = "-" if number < 10 else "--"  # matplotlib has ten colors
-        above.plot(steps, [row[layer].raw for row in measured], style, label=layer)
-        below.plot(steps, [row[layer].normalized for row in measured], style)
-    below.axhline(1.0, color="black", linewidth=0.8)
-    largest = max(values.normalized for row in measured for values in row.values())
-    below.set_ylim(0.9, max(1.1, 1.02 * largest))
-    above.set_title("largest singular value of the raw weight")
-    below.set_title("largest singular value of the weight in use (SVD): 1 is exact normalization")
-    below.set_xlabel("generator step")
-    figure.legend(loc="outside right upper", title="layer")
-    figure.savefig(path, dpi=100)

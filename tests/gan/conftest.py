@@ -1,0 +1,25 @@
+"""What the tests of training need: the demo extra, and threads as they were."""
+
+import pytest
+import torch
+
+pytest.importorskip("sklearn", reason="the demo extra is not installed")
+pytest.importorskip("matplotlib", reason="the demo extra is not installed")
+pytest.importorskip("tqdm", reason="the demo extra is not installed")
+
+
+from snorm_triton.gan import classifier
+
+
+@pytest.fixture(autouse=True)
+def threads():
+    """Puts the number of threads back, which a run sets."""
+    before = torch.get_num_threads()
+    yield
+    torch.set_num_threads(before)
+
+
+@pytest.fixture
+def hasty_classifier(monkeypatch):
+    """One that is trained in one pass: for tests that do not ask how well it judges."""
+    monkeypatch.setattr(classifier, "PASSES", 1)
