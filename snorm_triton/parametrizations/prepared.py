@@ -148,7 +148,7 @@ class PreparedWeight:
         """Whether a read here and now gets the tensor as it is, where no autocast changes it."""
         known = parametrization.__dict__  # past Module's attribute lookup
         if (
-            known["prepared"] is not self
+            known.get("prepared") is not self
             or known["training"] is not self.is_training
             or self.tensor._version != self.version
             or not all(map(is_, originals, self.originals))
