@@ -19,6 +19,8 @@ from .table import GRAD, OUT, SIGMA, Rows, U, V
 from .together import Memory, is_live, kind_of, launch_all, layer_of
 from .together_backward import gradient_rows, launch_gradients, rescale_backward
 
+_KEPT = 16  # tables of gradients, of those members that a backward has reached
+
 
 def rounds(calls: Sequence[Call]) -> Rounds | None:
     """As :class:`snorm_triton.ops.backend.Backend` says: of calls that share their launches."""
@@ -58,11 +60,7 @@ class Rounds:
         if len(members) < 2 or not alike or launch.is_capturing(state.device):
             calls = gradient_calls(self.calls, made, members, grads)
             return [each.weight for each in rescale_backward(calls)]
-        key = tuple(members)
-        rows = self._rows.get(key)
-        if rows is None:
-            views = [self.views[i] for i in members]
-            rows = self._rows[key] = gradient_rows(weights, views)
+        rows = self._rows_of(tuple(members)).copy()  # another thread may fill its own
         outs = list(map(torch.empty_like, weights))
         base, itemsize = state.data_ptr(), state.element_size()
         places = [self.plan.places[i] for i in members]
@@ -74,3 +72,14 @@ class Rounds:
         rescaling = self.calls[0].rescaling
         launch_gradients(rows.on(state.device), grads[0], weights[0], state, rescaling)
         return outs
+
+    def _rows_of(self, members: tuple[int, ...]) -> Rows:
+        """The table of their gradients but for what differs from one backward to the next."""
+        rows = self._rows.get(members)
+        if rows is None:
+            if len(self._rows) == _KEPT:
+                self._rows.clear()
+            weights = [self.calls[i].weight for i in members]
+            rows = gradient_rows(weights, [self.views[i] for i in members])
+            self._rows[members] = rows
+        return rows

@@ -92,6 +92,10 @@ class Rows(NamedTuple):
         """The table on ``device``, without waiting for it; later changes do not reach it."""
         return Table(_on_device(self.values, device), self.layers, self.programs, self.permutes)
 
+    def copy(self) -> Rows:
+        """Rows to change without changing these."""
+        return self._replace(values=self.values[:])
+
     def put(self, row: int, entries: Sequence[int]) -> None:
         """Let these be the entries of the layers in one row."""
         start = row * self.layers

@@ -116,6 +116,7 @@ def test_a_captured_graph_holds_the_same_launches(warm, monkeypatch):
     if warm:
         loss_of(model()).backward()
     monkeypatch.setattr("snorm_triton.kernels.launch.is_capturing", lambda device: True)
+    monkeypatch.setattr("snorm_triton.ops.streams.is_capturing", lambda device: True)
     with counted_launches() as forward:
         weights = model()
     assert forward == ITERATION

@@ -49,9 +49,11 @@ def test_a_table_is_kept_from_forward_to_forward(monkeypatch):
         ours()
     assert len(uploads) == 1
     monkeypatch.setattr("snorm_triton.kernels.launch.is_capturing", lambda device: True)
+    monkeypatch.setattr("snorm_triton.ops.streams.is_capturing", lambda device: True)
     ours()  # the graph's own, uploaded by each of its replays
     assert len(uploads) == 2
     monkeypatch.setattr("snorm_triton.kernels.launch.is_capturing", lambda device: False)
+    monkeypatch.setattr("snorm_triton.ops.streams.is_capturing", lambda device: False)
     ours()
     assert len(uploads) == 2
 

@@ -9,7 +9,7 @@ import torch
 
 from ..ops import recomputation, streams
 from ..torch_internals import functorch
-from ..torch_internals.autograd import backward_id
+from ..torch_internals.autograd import backward_id, saved_tensors_hooks
 from ..torch_internals.checkpoints import FILE as CHECKPOINT_FILE
 from . import updates
 from .base import evaluations
@@ -51,8 +51,10 @@ class Circumstances:
         if (
             self.with_grad is not torch.is_grad_enabled()
             or self.steps != updates.steps
+            or backward_id() != -1
+            or saved_tensors_hooks(True) is not None
             or evaluations.depth
-            or recomputation.is_possible()
+            or recomputation.is_entered()
             or functorch.active()
         ):
             return False

@@ -88,13 +88,8 @@ class PreparedWeight:
         self.state_contents = [_contents(tensor, Tensor.untyped_storage) for tensor in self.state]
         self.is_training = parametrization.training
         self.iterates = parametrization.iterates
-        self._take(tensor, output, circumstances)
-
-    def _take(self, tensor: Tensor, output: Callable[[], Any], common: Circumstances) -> None:
-        self.tensor = tensor
-        self.version = version(tensor)
-        self.output = output
-        self.circumstances = common
+        self.tensor, self.version = tensor, version(tensor)
+        self.output, self.circumstances = output, circumstances
         self.was_read = False
         self.counter: Tensor | None = None  # of changes in place
 
@@ -107,16 +102,18 @@ class PreparedWeight:
             (each, held, each._version, address, stride, requires_grad, fingerprint(each))
             for each, held, _, address, stride, requires_grad, _ in self.contents
         ]
-        other._take(tensor, output, circumstances)
+        other.tensor, other.version = tensor, tensor._version
+        other.output, other.circumstances = output, circumstances
+        other.was_read, other.counter = False, None
         return other
 
     def without_tensor(self) -> PreparedWeight:
         """What :meth:`again` takes of this: it holds neither what was computed nor its forward."""
         other = PreparedWeight.__new__(PreparedWeight)
-        other.originals, other.state = self.originals, self.state
-        other.outlives_forward, other.contents = self.outlives_forward, self.contents
+        other.originals, other.contents = self.originals, self.contents
+        other.state, other.state_contents = self.state, self.state_contents
+        other.outlives_forward = self.outlives_forward
         other.is_training, other.iterates = self.is_training, self.iterates
-        other.state_contents = self.state_contents
         return other
 
     @property
@@ -148,7 +145,7 @@ class PreparedWeight:
         """Whether a read here and now gets the tensor as it is, where no autocast changes it."""
         known = parametrization.__dict__  # past Module's attribute lookup
         if (
-            known["prepared"] is not self
+            known.get("prepared") is not self
             or known["training"] is not self.is_training
             or self.tensor._version != self.version
             or not all(map(is_, originals, self.originals))
