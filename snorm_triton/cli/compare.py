@@ -58,9 +58,14 @@ def _compare(arguments: argparse.Namespace) -> Status:
     )
     distances = {}
     cells = train_cells(folder, arguments.steps, arguments.seed, arguments.jobs)
-    for cell in tqdm(cells, "runs", len(CELLS), unit="run", disable=None):
-        distances[cell] = distance_of_run(cell.folder(folder), data, classifier)
-        draw_comparison(folder / "comparison.png", distances, floor, title)
+    try:
+        for cell in tqdm(cells, "runs", len(CELLS), unit="run", disable=None):
+            distances[cell] = distance_of_run(cell.folder(folder), data, classifier)
+            draw_comparison(folder / "comparison.png", distances, floor, title)
+    except KeyboardInterrupt:
+        cells.close()  # which waits until each run has saved itself
+        print(f"interrupted, saved: compare --output {folder} goes on")
+        return 130
     table = table_of(distances, floor, title)
     (folder / "comparison.md").write_text(table, encoding="utf-8")
     print(f"{table}\ncomparison.png and comparison.md are in {folder.resolve()}")

@@ -8,7 +8,7 @@ import signal
 import subprocess
 import sys
 import time
-from collections.abc import Iterator
+from collections.abc import Generator
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -45,7 +45,7 @@ class Cell:
 CELLS = [Cell(preset, name) for preset in ROBUSTNESS for name in NORMALIZATIONS]
 
 
-def train_cells(parent: Path, steps: int, seed: int, jobs: int) -> Iterator[Cell]:
+def train_cells(parent: Path, steps: int, seed: int, jobs: int) -> Generator[Cell, None, None]:
     """Train every cell in a process of its own, `jobs` at a time; yield each that is finished.
 
     One that is finished already is not trained again, one that was interrupted goes on. At Ctrl-C,

@@ -1,12 +1,7 @@
-"""What the tests of training need: the demo extra, and threads as they were."""
+"""What the tests of training share: threads as they were, and a classifier that takes no time."""
 
 import pytest
 import torch
-
-pytest.importorskip("sklearn", reason="the demo extra is not installed")
-pytest.importorskip("matplotlib", reason="the demo extra is not installed")
-pytest.importorskip("tqdm", reason="the demo extra is not installed")
-
 
 from snorm_triton.gan import classifier
 
