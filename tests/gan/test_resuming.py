@@ -169,6 +169,15 @@ def test_a_full_disk_leaves_the_checkpoint_before(tmp_path, monkeypatch):
     assert Checkpoint(tmp_path).step == 2
 
 
+@pytest.fixture
+def interruptible():
+    """Ctrl-C interrupts Python, which a shell that started it in the background has ignored."""
+    before = signal.signal(signal.SIGINT, signal.default_int_handler)
+    yield
+    signal.signal(signal.SIGINT, before)
+
+
+@pytest.mark.usefixtures("interruptible")
 def test_a_second_interrupt_ends_at_once(tmp_path):
     run = tiny_run(tmp_path, steps=STEPS)
 
