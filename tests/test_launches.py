@@ -57,7 +57,7 @@ def loss_of(weights):
     return sum(weight.float().square().sum() for weight in weights)
 
 
-@pytest.mark.parametrize("count", [2, 5, 17])
+@pytest.mark.parametrize("count", [2, 9])
 def test_a_model_of_any_number_of_layers_is_three_launches_and_two(count):
     model = apply_spectral_norm(Weights(layers(count)), foreach=True, backend="triton")
     with counted_launches() as forward:
@@ -74,7 +74,7 @@ def compiled(model):
     return run
 
 
-@pytest.mark.parametrize("count", [2, 5, 17])
+@pytest.mark.parametrize("count", [2, 9])
 def test_compiled_code_makes_as_few(count):
     torch.compiler.reset()
     run = compiled(apply_spectral_norm(Weights(layers(count)), foreach=True, backend="triton"))
@@ -87,7 +87,7 @@ def test_compiled_code_makes_as_few(count):
 
 
 @pytest.mark.parametrize("run", [lambda model: model, compiled], ids=["eager", "compiled"])
-@pytest.mark.parametrize("count", [2, 5, 17])
+@pytest.mark.parametrize("count", [2, 9])
 def test_an_evaluation_is_two_launches(count, run):
     torch.compiler.reset()
     model = apply_spectral_norm(Weights(layers(count)), foreach=True, backend="triton").eval()
@@ -98,7 +98,7 @@ def test_an_evaluation_is_two_launches(count, run):
 
 
 @pytest.mark.parametrize("run", [lambda model: model, compiled], ids=["eager", "compiled"])
-@pytest.mark.parametrize("count", [2, 5, 17])
+@pytest.mark.parametrize("count", [2, 9])
 def test_a_replay_is_one_launch(count, run):
     torch.compiler.reset()
     options = {"foreach": True, "backend": "triton", "power_iter": "update"}
@@ -195,7 +195,7 @@ def scale_rows_and_back(calls):
     return forward, backward
 
 
-@pytest.mark.parametrize("count", [2, 5, 17])
+@pytest.mark.parametrize("count", [2, 9])
 def test_the_rows_of_any_number_of_weights_are_one_launch_each_way(count):
     kinds = [((8, 8), 0), ((3, 5, 3, 3), 0), ((5, 4, 3, 3), 1), ((6, 7), None), ((20, 1), 0)]
     calls = [row_scaling(*kinds[i % len(kinds)]) for i in range(count)]

@@ -162,7 +162,7 @@ def test_half_precision(backend, dtype, options, relative_error):
         assert (norm.scale.grad.double() - inner).abs() < 20 * rounding
 
 
-@pytest.mark.parametrize("options", [{"bound": 0.5}, {"scale": 2.0}, {"scale": "learned"}], ids=str)
+@pytest.mark.parametrize("options", [{"bound": 0.5, "scale": 2.0}, {"scale": "learned"}], ids=str)
 @pytest.mark.parametrize("foreach", [True, False])
 def test_a_whole_model(backend, options, foreach, relative_error):
     model = nn.Sequential(nn.Linear(8, 12), nn.ReLU(), nn.Linear(12, 6), nn.ReLU(), nn.Linear(6, 3))
