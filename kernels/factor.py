@@ -10,14 +10,15 @@ from .indexing import divisor_of, reciprocal
 
 @triton.jit
 def factor_of(sigma, BOUND: tl.constexpr, SCALE: tl.constexpr):
-    """SCALE / sigma, or where BOUND is not 0 SCALE / max(1, sigma / BOUND)."""
+    """SCALE / sigma, or where BOUND is not 0 SCALE / max(1, |sigma| / BOUND)."""
     # Of sigma's dtype: a number by itself is a float32 to Triton.
     scale = tl.full([], SCALE, sigma.dtype)
     if BOUND == 0:
         return scale * reciprocal(divisor_of(sigma))
     else:
         bound = tl.full([], BOUND, sigma.dtype)
-        return tl.where(sigma <= bound, scale, scale * bound * reciprocal(sigma))
+        size = tl.abs(sigma)
+        return tl.where(size <= bound, scale, scale * bound * reciprocal(size))
 
 
 @triton.jit
@@ -40,6 +41,6 @@ def load_factors(inner, sigma_ptr, scale_ptr, BOUND: tl.constexpr, SCALE: tl.con
     if BOUND == 0:
         is_divided = divisor_of(sigma) == sigma
     else:
-        is_divided = ~(sigma <= tl.full([], BOUND, sigma.dtype))
+        is_divided = ~(tl.abs(sigma) <= tl.full([], BOUND, sigma.dtype))
     coefficient = tl.where(is_divided, inner * reciprocal(divisor_of(sigma)), 0.0)
     return load_factor(sigma, scale_ptr, BOUND, SCALE), coefficient, inner * unscaled

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from math import inf, prod
+from numbers import Real
 from typing import NamedTuple
 
 import torch
@@ -59,9 +60,10 @@ def spectral_normalize(
         n_power_iterations: iterations to run; 0 takes u and v as given, of whatever length.
         eps: lower bound of \|u\| and \|v\| in the division by them without iterations.
         dtype: that of ``weight_sn``, such as autocast's, in place of a cast; None is the weight's.
-        bound: divide only where sigma exceeds it, by sigma / bound; None divides by any sigma.
+        bound: divide only where \|sigma\| exceeds it, by \|sigma\| / bound; None divides by any
+            sigma. Kernels are compiled for a bound, and for a scale that is a number.
         scale: what the result is multiplied by, a positive number or a real tensor of one element,
-            by which it is differentiable too.
+            by which it is differentiable too, and which may differ from call to call.
         backend: ``"auto"``, ``"triton"`` or ``"torch"``, as :func:`snorm_triton.spectral_norm` has
             it.
 
@@ -128,11 +130,16 @@ def l2_normalize(
     return rescaled(wide, clamped, rescaling).to(weight.dtype), torch.where(is_zero, 0, norm)
 
 
+def is_positive(value: object) -> bool:
+    """Whether it is a number above zero; infinity is one."""
+    return isinstance(value, Real) and not isinstance(value, bool) and float(value) > 0
+
+
 def _rescaling(bound: float | None, scale: float | Tensor) -> Rescaling:
-    if bound is not None and not bound > 0:
+    if bound is not None and not is_positive(bound):
         raise ValueError(f"bound must be positive, got {bound!r}")
     if not isinstance(scale, Tensor):
-        if not 0 < scale < inf:
+        if not is_positive(scale) or scale == inf:
             raise ValueError(f"scale must be positive and finite, or a tensor, got {scale!r}")
         return PLAIN if bound is None and scale == 1 else Rescaling(float(bound or 0), float(scale))
     if scale.numel() != 1 or not scale.is_floating_point():

@@ -6,7 +6,7 @@ import pytest
 import torch
 import torch.nn.functional as F
 from torch import nn
-from torch.nn.utils import parametrize
+from torch.nn.utils import parametrize, prune
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils.checkpoint import checkpoint
 
@@ -306,3 +306,14 @@ def test_nothing_of_a_transform_is_kept():
     layer(x)
     torch.func.vmap(lambda each: torch.func.functional_call(layer, each, (x,)))(weights)
     assert layer.parametrizations.weight._handed_out is None
+
+
+@pytest.mark.parametrize("foreach", [False, True])
+def test_pruning_of_the_original_is_seen(foreach):
+    model = apply_spectral_norm(nn.Sequential(nn.Linear(8, 8)), foreach=foreach)
+    x = torch.randn(2, 8)
+    model(x)
+    prune.random_unstructured(model[0].parametrizations.weight, "original", amount=0.5)
+    assert (model[0].weight == 0).sum() == 32
+    expected = x @ model.eval()[0].weight.T + model[0].bias
+    torch.testing.assert_close(model(x), expected)

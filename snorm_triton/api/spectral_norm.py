@@ -78,13 +78,15 @@ def spectral_norm(
             whose norm is larger for most kernels (docs/lipschitz.md). u and v are images then.
         input_shape: of ``operator="convolution"``: (C, *spatial), without the batch; None takes
             that of the first input, before its output is computed.
-        bound: divide only where sigma exceeds it, so that the norm is at most ``bound``: by
-            max(1, sigma / bound), as Gouk et al. (2018, arXiv 1804.04368) do; ``float("inf")``
-            leaves the parameter as it is and keeps sigma. None divides by any sigma.
+        bound: divide only where sigma exceeds it, so that the norm is at most ``bound``, times the
+            scale if there is one: by max(1, sigma / bound), as Gouk et al. (2018,
+            arXiv 1804.04368) do; ``float("inf")`` leaves the parameter as it is and keeps sigma.
+            None divides by any sigma. Kernels are compiled for a bound and a scale that are
+            numbers.
         scale: what the result is multiplied by, its norm where there is no bound; or ``"learned"``,
             a parameter ``module.parametrizations.weight[0].scale`` of shape (1,), which starts at
-            sigma, so that the layer computes what it did before (Zhai et al. 2023,
-            arXiv 2303.06296). Make the optimizer after it.
+            what the parameter is divided by, so that the layer computes what it did before (Zhai et
+            al. 2023, arXiv 2303.06296). Make the optimizer after it.
         backend: ``"auto"`` takes Triton on a GPU and torch elsewhere, or what the environment
             variable ``SNORM_TRITON_BACKEND`` says; ``"triton"`` and ``"torch"`` insist.
 
@@ -162,6 +164,7 @@ def refresh_spectral_norm(model: M, n_power_iterations: int = WARM_UP_ITERATIONS
 
     For weights that changed other than by training: averaged, interpolated or loaded ones, or those
     of a model that ``to_empty`` left without values. Whatever the mode; in place, and no access.
+    A learned scale that is where it started is started anew.
 
     Args:
         model: any module that holds normalized parameters.

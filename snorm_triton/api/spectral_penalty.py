@@ -12,6 +12,7 @@ from ..modules.access import originals_of
 from ..modules.spectral_norm import SpectralNormWrapper
 from ..ops.calls import Access, Evaluate
 from ..ops.modes import eager
+from ..ops.modes.composite import without_autocast
 from ..ops.penalty import Directions, Penalty, half_squares
 from ..ops.rescaling import PLAIN
 from ..parametrizations.base import evaluating
@@ -104,7 +105,9 @@ def _joins(norm: SpectralNormParametrization, tensor: Tensor) -> bool:
 def _of_one_node(members: list[Normed]) -> Tensor:
     accesses = [_access(*normed) for normed in members]
     directions = [Directions(a.u, a.v, a.dim, cast(Evaluate, a.step).eps) for a in accesses]
-    penalty: Tensor = Penalty.apply(directions, *(tensor for _, tensor in members))
+    tensors = [tensor for _, tensor in members]
+    kind = tensors[0].device.type
+    penalty: Tensor = without_autocast(kind, Penalty.apply, directions, *tensors)
     return penalty
 
 

@@ -92,9 +92,9 @@ class ConstrainedList(ParametrizationList):
         if len(parametrizations) == 1:
             only = parametrizations["0"]
             if isinstance(only, Parametrization) and not _has_hooks(only):
-                originals = (known["_parameters"] or known["_buffers"]).values()
-                if originals:  # which a replica of DataParallel has elsewhere
-                    return only.forward(*originals)  # type: ignore[no-any-return]
+                originals = known["_parameters"] or known["_buffers"]
+                if "original" in originals or "original0" in originals:  # see held_originals
+                    return only.forward(*originals.values())  # type: ignore[no-any-return]
         return super().forward()
 
     def settle(self) -> None:
@@ -125,8 +125,21 @@ def originals_of(parametrizations: ParametrizationList) -> dict[str, Tensor]:
     """The tensors before parametrization by torch's names, be they parameters or buffers."""
     if isinstance(parametrizations, ConstrainedList):
         parametrizations.settle()
-    originals: Any = parametrizations._parameters or parametrizations._buffers
-    return dict(originals)
+    held = held_originals(parametrizations)
+    if held or parametrizations.is_tensor:
+        return held or {"original": parametrizations.original}
+    names = [f"original{i}" for i in range(parametrizations.ntensors)]
+    return {name: getattr(parametrizations, name) for name in names}
+
+
+def held_originals(parametrizations: ParametrizationList) -> dict[str, Tensor]:
+    """Those that are the list's own parameters or buffers.
+
+    None where they are attributes alone: of a replica of DataParallel, or of a tensor that a hook
+    computes before each access, as pruning does.
+    """
+    held: Any = parametrizations._parameters or parametrizations._buffers
+    return dict(held) if "original" in held or "original0" in held else {}
 
 
 def own_original(parametrizations: ParametrizationList) -> Tensor | None:

@@ -28,7 +28,7 @@ from ..torch_internals import functorch
 from ..torch_internals.checkpoints import unseen
 from ..torch_internals.parametrize import is_cached
 from ..torch_internals.tracing import is_tracing
-from .access import originals_of
+from .access import ConstrainedList, held_originals
 from .standing import ATTRIBUTE, Chosen, Member, Standing
 
 
@@ -130,10 +130,12 @@ def _joined(model: nn.Module, everywhere: bool) -> Iterator[Member]:
         if len(parametrizations) != 1:
             continue
         parametrization = parametrizations[0]
-        originals = tuple(originals_of(parametrizations).values())
+        if isinstance(parametrizations, ConstrainedList):
+            parametrizations.settle()
+        originals = tuple(held_originals(parametrizations).values())
         if not isinstance(parametrization, Parametrization) or is_cached(module, name):
             continue
-        if any(type(each) not in (Tensor, Parameter) for each in originals):
+        if not originals or any(type(each) not in (Tensor, Parameter) for each in originals):
             continue
         if not everywhere and originals[0].device.type == "cpu":
             continue

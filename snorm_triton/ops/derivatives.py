@@ -60,9 +60,10 @@ def second_derivatives(
 ) -> SecondDerivatives:
     """The derivatives of ``<H, D> + h d`` for the gradients D of the weight and d of its scale.
 
-    With G the incoming gradient, P = u v^T, k = 1 / sigma or with a bound bound / sigma, and s the
-    scale, D = s k (G - <G, W> / sigma P) and d = k <G, W>. Where W is not divided by sigma D = s G
-    and d = <G, W>. From W itself, sigma included, so that derivatives of any order are right.
+    With G the incoming gradient, P = u v^T, k = 1 / sigma or with a bound bound / |sigma|, and s
+    the scale, D = s k (G - <G, W> / sigma P) and d = k <G, W>. Where W is not divided by sigma
+    D = s G and d = <G, W>. From W itself, sigma included, so that derivatives of any order are
+    right.
 
     Args:
         grads_out: H and h; either may be None.

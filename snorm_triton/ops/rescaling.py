@@ -9,7 +9,7 @@ from torch import Tensor
 
 
 class Rescaling(NamedTuple):
-    """``scale W / sigma``, or where there is a bound ``scale W / max(1, sigma / bound)``."""
+    """``scale W / sigma``, or where there is a bound ``scale W / max(1, |sigma| / bound)``."""
 
     bound: float = 0.0  # none
     scale: float = 1.0
@@ -51,14 +51,14 @@ def divides(sigma: Tensor, bound: float) -> Tensor:
     One that is not a number divides, and so is seen.
     """
     if bound:
-        return torch.logical_not((sigma.real if sigma.is_complex() else sigma) <= bound)
+        return torch.logical_not(sigma.abs() <= bound)
     return torch.logical_not(sigma.abs() < torch.finfo(sigma.dtype).tiny)
 
 
 def divisor(sigma: Tensor, bound: float) -> Tensor:
     """What a weight is divided by, shape (): differentiable in ``sigma``."""
     if bound:
-        return torch.where(divides(sigma, bound), sigma / bound, 1)
+        return torch.where(divides(sigma, bound), sigma.abs() / bound, 1)
     return nonzero(sigma)
 
 

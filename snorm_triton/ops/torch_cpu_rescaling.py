@@ -27,10 +27,10 @@ def divisor(sigma: Tensor, number: float, rescaling: Rescaling) -> tuple[Tensor,
     As :func:`.rescaling.divisor`; ``number`` is sigma.
     """
     bound = rescaling.bound
-    is_divided = not (number <= bound if bound else abs(number) < _TINY[sigma.dtype])
+    is_divided = not (abs(number) <= bound if bound else abs(number) < _TINY[sigma.dtype])
     if rescaling is PLAIN and is_divided:
         return sigma, number
-    by = (number / bound if bound else number) if is_divided else 1.0
+    by = (abs(number) / bound if bound else number) if is_divided else 1.0
     scale = rescaling.scale
     if rescaling.learned is not None:
         scale *= rescaling.learned.item()
@@ -121,7 +121,8 @@ def _gradient(
 ) -> Tensor:
     """``(G - along u v^T) / by`` in the memory order of the operand ``G``."""
     number = by.item()
-    beta, alpha = 1 / number, _rounded(-along / number, u.dtype)
+    inverse = 1 / number if number else copysign(inf, number)
+    beta, alpha = _rounded(inverse, u.dtype), _rounded(-along * inverse, u.dtype)
     if grad.ndim == 2:
         return torch.addr(grad, u, v, beta=beta, alpha=alpha, out=out)
     P, M, Q = grad.shape

@@ -8,11 +8,6 @@ from typing import Any
 import torch
 
 
-def is_positive(value: object) -> bool:
-    """Whether it is a number above zero; infinity is one."""
-    return isinstance(value, int | float) and not isinstance(value, bool) and value > 0
-
-
 def check_iterations(number: int, name: str = "n_power_iterations") -> None:
     """Raise ValueError for a number of iterations below 1."""
     if not is_integer(number) or number < 1:

@@ -13,7 +13,6 @@ from torch import Tensor, nn
 from ..ops.dispatch import is_sharded
 from ..ops.rescaling import Rescaling, divisor
 from .options import LEARNED
-from .unchanged import identities, unchanged
 
 SCALE = "scale"
 
@@ -23,7 +22,7 @@ def register(parametrization: Any, weight: Tensor) -> None:
     if parametrization.options.scale == LEARNED:
         one = torch.ones(1, dtype=weight.dtype.to_real(), device=weight.device)
         parametrization.register_parameter(SCALE, nn.Parameter(one))
-        mark(parametrization, True)
+        mark_new(parametrization)
 
 
 def rescaling_of(parametrization: Any) -> Rescaling:
@@ -42,7 +41,7 @@ def start(parametrization: Any, sigma: Tensor) -> None:
     """
     if is_new(parametrization) and "_is_fsdp_managed_module" not in parametrization.__dict__:
         _local(parametrization).copy_(divisor(sigma, parametrization.options.rescaling.bound))
-        mark(parametrization, True)
+        mark_new(parametrization)
 
 
 @torch.no_grad()
@@ -50,18 +49,21 @@ def reset(parametrization: Any) -> None:
     """Let it start anew."""
     if SCALE in parametrization._parameters:
         _local(parametrization).fill_(1)
-        mark(parametrization, True)
+        mark_new(parametrization)
 
 
-def mark(parametrization: Any, is_new: bool) -> None:
-    """Note whether the scale is as it started."""
-    names = (SCALE,) if is_new else ()
-    parametrization.__dict__["_started"] = identities(parametrization, names)
+def mark_new(parametrization: Any) -> None:
+    """Note where the scale starts: by its value, for fused optimizers leave its version alone."""
+    parametrization.__dict__["_started"] = _local(parametrization).clone()
 
 
 def is_new(parametrization: Any) -> bool:
-    """Whether there is one, and nothing has changed it since it started."""
-    return bool(unchanged(parametrization, parametrization.__dict__.get("_started", {})))
+    """Whether there is one that is where it started; looks at its value."""
+    started = parametrization.__dict__.get("_started")
+    if started is None or SCALE not in parametrization._parameters:
+        return False
+    scale = _local(parametrization)
+    return scale.is_meta or started.is_meta or torch.equal(scale, started.to(scale))
 
 
 def _local(parametrization: Any) -> Tensor:

@@ -7,6 +7,7 @@ from dataclasses import asdict, dataclass, fields, replace
 from math import inf
 from typing import Any, Literal, Self, TypedDict, get_args
 
+from ..functional import is_positive
 from ..ops.dispatch import BACKENDS, BackendName
 from ..ops.newton_schulz import N_ITERATIONS
 from ..ops.orthogonal_maps import MAPS, MapName
@@ -17,7 +18,6 @@ from .checks import (
     check_flag,
     check_input_shape,
     check_iterations,
-    is_positive,
 )
 
 Policy = Literal["access", "update"]
@@ -195,7 +195,8 @@ class SpectralNormOptions(KernelOptions):
             raise ValueError(f"eps must be positive and finite, got {self.eps!r}")
         if self.bound is not None and not is_positive(self.bound):
             raise ValueError(f"bound must be positive, got {self.bound!r}")
-        if self.scale != LEARNED and (not is_positive(self.scale) or self.scale == inf):
+        is_word = isinstance(self.scale, str) and self.scale == LEARNED
+        if not is_word and (not is_positive(self.scale) or self.scale == inf):
             raise ValueError(
                 f"scale must be positive and finite, or {LEARNED!r}, got {self.scale!r}"
             )
@@ -222,5 +223,6 @@ def option(name: str) -> Any:
 
     def put(module: Any, value: Any) -> None:
         module.options = replace(module.options, **{name: value})
+        module.prepared = None
 
     return property(get, put)

@@ -44,7 +44,7 @@ class SingularVectors(Parametrization):
     eps = option("eps")
     backend = option("backend")
     options: SpectralNormOptions
-    transient = (*Parametrization.transient, "owner", "_evaluated", "_drawn", "_started")
+    transient = (*Parametrization.transient, "owner", "_evaluated", "_drawn")
 
     def __init__(
         self, weight: Tensor, options: SpectralNormOptions, vectors: tuple[Tensor, Tensor] | None
@@ -191,13 +191,11 @@ class SingularVectors(Parametrization):
         return all(0.01 < length.abs() < 1.01 for length in lengths)
 
     def __getstate__(self) -> dict[str, Any]:
-        known = {"_drawn": self._still_drawn(), "_started": learned_scale.is_new(self)}
-        return super().__getstate__() | known
+        return super().__getstate__() | {"_drawn": self._still_drawn()}
 
     def __setstate__(self, state: dict[str, Any]) -> None:
-        drawn, is_new = state.pop("_drawn"), state.pop("_started")
+        drawn = state.pop("_drawn")
         super().__setstate__(state)
-        learned_scale.mark(self, is_new)
         self.owner = object()
         self._own()
         self._mark_drawn(drawn)
@@ -206,7 +204,8 @@ class SingularVectors(Parametrization):
         before, was_meta, drawn = dict(self._buffers), self._sigma.is_meta, self._still_drawn()
         is_new = learned_scale.is_new(self)
         super()._apply(fn, recurse)
-        learned_scale.mark(self, is_new)
+        if is_new:
+            learned_scale.mark_new(self)
         self._evaluated = None
         self._widen(before)
         self.replaced()

@@ -20,7 +20,7 @@ from ..ops.state import overwrite
 from ..torch_internals import functorch
 from ..torch_internals.checkpoints import unseen
 from ..torch_internals.storage import version
-from . import updates
+from . import learned_scale, updates
 from .base import Originals, Prepared, evaluations
 from .checks import check_dim
 from .iteration import choose
@@ -240,6 +240,8 @@ class SpectralNormParametrization(SingularVectors):
     def right_inverse(self, value: Tensor) -> Tensor:
         """The value itself: assigning to the parameter sets the weight before normalization."""
         self.replaced()
+        if learned_scale.is_new(self):  # it starts where this weight is what it is
+            self._warm_up(value)
         return value
 
     def extra_repr(self) -> str:

@@ -1,13 +1,12 @@
-"""Which tensors of a module nobody has changed since some time."""
+"""Which buffers of a module nobody has changed since some time."""
 
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping
-from typing import Any, cast
+from typing import Any
 
 from torch import nn
 
-from ..ops.dispatch import is_sharded
 from ..torch_internals.storage import memory_of, version
 
 Identity = tuple[Any, int]
@@ -15,17 +14,13 @@ Identity = tuple[Any, int]
 
 
 def identity_of(module: nn.Module, name: str) -> Identity:
-    """That of a buffer or parameter of ``module`` itself; of a sharded one that of its shard."""
-    tensor: Any = module._buffers.get(name)  # past Module's attribute lookup
-    if tensor is None:
-        tensor = module._parameters[name]
-        if is_sharded(tensor):
-            tensor = cast(Any, tensor.detach()).to_local()
+    """That of a buffer of ``module``."""
+    tensor: Any = module._buffers[name]  # past Module's attribute lookup
     return memory_of(tensor), version(tensor)
 
 
 def identities(module: nn.Module, names: Iterable[str]) -> dict[str, Identity]:
-    """Those of the tensors of these names, now."""
+    """Those of the buffers of these names, now."""
     return {name: identity_of(module, name) for name in names}
 
 

@@ -4,6 +4,7 @@ import copy
 import io
 import pickle
 
+import numpy as np
 import pytest
 import torch
 from torch import nn
@@ -321,3 +322,70 @@ class TestWays:
         weight.abs().sum().backward()
         if options["scale"] == "learned":
             assert norm.scale.grad.dtype == torch.float32
+
+
+def fused(parameters):
+    return torch.optim.Adam(parameters, lr=0.1, fused=True)
+
+
+def test_a_fused_optimizer_trains_it_though_its_version_stays(learned):
+    optimizer = fused(learned.parameters())
+    for _ in range(3):
+        optimizer.zero_grad()
+        learned(torch.randn(2, 6)).square().sum().backward()
+        optimizer.step()
+    trained = norm_of(learned).scale.detach().clone()
+    refresh_spectral_norm(learned)
+    assert torch.equal(norm_of(learned).scale, trained)
+
+
+def test_an_average_through_data_is_no_start(learned):
+    average = copy.deepcopy(learned)
+    norm_of(average).scale.data.fill_(4)
+    refresh_spectral_norm(average)
+    assert norm_of(average).scale.item() == 4
+
+
+def test_it_starts_anew_with_what_is_assigned(learned):
+    learned.weight = 7 * torch.eye(4, 6)
+    assert_close(learned.weight.detach(), 7 * torch.eye(4, 6), rtol=1e-3, atol=1e-3)
+
+
+@pytest.mark.parametrize("scale", [float("inf"), 1e38])
+def test_a_scale_out_of_range_gives_what_arithmetic_gives(learned, scale):
+    norm_of(learned).scale.data.fill_(scale)
+    learned(torch.randn(2, 6)).sum().backward()  # infinite, or not a number
+    assert not norm_of(learned).scale.grad.isnan().all() or scale == float("inf")
+
+
+def test_a_negative_estimate_is_bounded_too(backend):
+    layer = spectral_norm(nn.Linear(6, 4), bound=0.5, backend=backend, n_power_iterations=20)
+    with torch.no_grad():
+        layer.weight  # noqa: B018
+        layer.parametrizations.weight.original.neg_().mul_(10)
+    norm = torch.linalg.matrix_norm(layer.eval().weight.detach(), 2)
+    assert norm == pytest.approx(0.5, rel=1e-2)
+    layer.weight.sum().backward()
+    assert layer.parametrizations.weight.original.grad.isfinite().all()
+
+
+def test_numbers_of_numpy_are_numbers():
+    layer = spectral_norm(nn.Linear(6, 4), scale=np.float32(2), bound=np.int64(3))
+    assert norm_of(layer).options.rescaling == (3.0, 2.0, None)
+
+
+def test_what_was_pickled_without_a_scale_is_loaded():
+    norm = norm_of(spectral_norm(nn.Linear(6, 4)))
+    state = norm.__getstate__()
+    assert "_started" not in state
+    twin = type(norm).__new__(type(norm))
+    twin.__setstate__(dict(state))
+    assert torch.equal(twin._u, norm._u)
+
+
+def test_a_changed_option_is_seen_by_an_evaluation_that_is_kept():
+    layer = spectral_norm(nn.Linear(6, 4)).eval()
+    with torch.no_grad():
+        before = layer.weight.clone()
+        norm_of(layer).eps = 1e3
+        assert not torch.equal(layer.weight, before)

@@ -126,3 +126,9 @@ def test_compiled_code_leaves_its_graph_for_it(model):
         return model(x).square().mean() + spectral_penalty(model)
 
     assert_close(torch.compile(loss, backend="aot_eager")(x), loss(x))
+
+
+def test_under_autocast(model):
+    with torch.autocast("cpu", torch.bfloat16):
+        penalty = spectral_penalty(model)
+    torch.testing.assert_close(penalty, spectral_penalty(model))
