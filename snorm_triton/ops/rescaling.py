@@ -24,11 +24,10 @@ class Rescaling(NamedTuple):
         """That of the learned scale."""
         return 0 if self.learned is None else self.learned._version
 
-    def is_differentiable(self, weight: Tensor) -> bool:
-        """Whether, here and now, ``weight`` or its learned scale is to have a gradient."""
-        if not torch.is_grad_enabled():
-            return False
-        return weight.requires_grad or (self.learned is not None and self.learned.requires_grad)
+    @property
+    def requires_grad(self) -> bool:
+        """Whether the learned scale does."""
+        return self.learned is not None and self.learned.requires_grad
 
     def multiplier(self, like: Tensor) -> float | Tensor:
         """The scale, as a number or of shape () and the dtype of ``like``."""

@@ -26,10 +26,10 @@ def divisor(sigma: Tensor, number: float, rescaling: Rescaling) -> tuple[Tensor,
 
     As :func:`.rescaling.divisor`; ``number`` is sigma.
     """
+    if rescaling is PLAIN and abs(number) >= _TINY[sigma.dtype]:
+        return sigma, number
     bound = rescaling.bound
     is_divided = not (abs(number) <= bound if bound else abs(number) < _TINY[sigma.dtype])
-    if rescaling is PLAIN and is_divided:
-        return sigma, number
     by = (abs(number) / bound if bound else number) if is_divided else 1.0
     scale = rescaling.scale
     if rescaling.learned is not None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass, fields, replace
+from functools import cached_property
 from math import inf
 from typing import Any, Literal, Self, TypedDict, get_args
 
@@ -203,13 +204,17 @@ class SpectralNormOptions(KernelOptions):
         check_dim_is_integer(self.dim)
         check_among("power_iter", self.power_iter, POLICIES)
 
-    @property
+    @cached_property
     def rescaling(self) -> Rescaling:
         """What becomes of a weight once its sigma is known, but for a scale that is learned."""
-        scale = 1.0 if isinstance(self.scale, str) else float(self.scale)
-        if self.bound is None and scale == 1:
+        if self.bound is None and (self.scale == 1 or self.scale == LEARNED):
             return PLAIN
+        scale = 1.0 if isinstance(self.scale, str) else float(self.scale)
         return Rescaling(float(self.bound or 0), scale)
+
+    def __getstate__(self) -> dict[str, Any]:
+        # A copy finds PLAIN itself, which it is told by.
+        return {name: value for name, value in vars(self).items() if name != "rescaling"}
 
 
 OPTIONS = SpectralNormOptions.defaults()

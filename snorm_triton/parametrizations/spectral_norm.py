@@ -146,7 +146,9 @@ class SpectralNormParametrization(SingularVectors):
         if u.requires_grad or v.requires_grad or sigma.requires_grad:  # given by functional_call
             u, v, sigma = u.detach(), v.detach(), sigma.detach()
         (u, v, _), step = choose(self, weight, (u, v, sigma), checkpoints)
-        dtype, rescaling = weight.dtype, rescaling_of(self)
+        dtype, rescaling = weight.dtype, options.rescaling
+        if known["_parameters"]:  # a learned scale
+            rescaling = rescaling_of(self)
         if dtype.itemsize < 4:
             dtype = state_dtype(weight)
         return Access(

@@ -22,21 +22,25 @@ def normalize(access: Access) -> Normalized:
     if weight.numel() == 0:
         return Normalized((weight * 1).to(dtype), u, v, u.new_zeros(()))
     backend, dense, view = place(weight, dim, name)
-    call = Call(dense.detach(), view, u, v, step, dtype, rescaling.detached())
-    kind = weight.device.type
+    data, kind = dense.detach(), weight.device.type
+    call = data, view, u, v, step, dtype, rescaling.detached()
     if has_autocast(kind) and torch.is_autocast_enabled(kind):
         normalized = without_autocast(kind, backend.normalize, *call)
     else:
         normalized = backend.normalize(*call)
-    if not rescaling.is_differentiable(weight):
+    if not (torch.is_grad_enabled() and (weight.requires_grad or rescaling.requires_grad)):
         return normalized
+    weight_sn, u, v, sigma, is_written = normalized
     if weight.is_complex():
-        _, u, v, _, is_written = normalized
         weight_sn, sigma = rescale(weight, u, v, dim, dtype, rescaling)
         return Normalized(weight_sn, u, v, sigma, is_written)
-    estimates = (Estimate.of(call, dim, normalized, rescaling),)
+    taken = data, data._version, view, dim, u, v, sigma, rescaling, rescaling.version
+    computed = backend, (Estimate(*taken),), (weight_sn,)
     # Its output is weight_sn itself, which is differentiable from here on.
-    Rescale.apply((backend, estimates, normalized[:1]), dense, *scales_of(estimates))
+    if rescaling.learned is None:
+        Rescale.apply(computed, dense)
+    else:
+        Rescale.apply(computed, dense, rescaling.learned)
     return normalized
 
 
@@ -63,7 +67,7 @@ def normalize_together(accesses: Sequence[Access], apart: bool = False) -> list[
         nodes = []
         for (i, dense, call), output in zip(members, outputs, strict=True):
             results[i], rescaling = output, accesses[i].rescaling
-            if rescaling.is_differentiable(dense):
+            if torch.is_grad_enabled() and (dense.requires_grad or rescaling.requires_grad):
                 nodes.append((i, Estimate.of(call, accesses[i].dim, output, rescaling), dense))
         for bucket in buckets([estimate.weight.nbytes for _, estimate, _ in nodes]):
             at, estimates, weights = zip(*nodes[bucket], strict=True)

@@ -74,7 +74,8 @@ def normalize(access: Access) -> Normalized:
     # A rank may hold nothing of the weight, for which no kernel is launched.
     kernels = backend_for(dense, backend) if dense.numel() else torch_any_device
     direction = layout.rows(u), layout.columns(v).contiguous()
-    is_differentiable = rescaling.is_differentiable(weight)
+    trains = weight.requires_grad or rescaling.requires_grad
+    is_differentiable = torch.is_grad_enabled() and trains
     if is_differentiable and weight.is_complex():
         shard_sn = _rescale_in_torch(layout, shard, *direction, dtype, rescaling)
     else:
