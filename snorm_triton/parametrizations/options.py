@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass, fields, replace
-from functools import cached_property
 from math import inf
 from typing import Any, Literal, Self, TypedDict, get_args
 
@@ -203,18 +202,24 @@ class SpectralNormOptions(KernelOptions):
             )
         check_dim_is_integer(self.dim)
         check_among("power_iter", self.power_iter, POLICIES)
+        self._decide()
 
-    @cached_property
+    def __setstate__(self, state: dict[str, Any]) -> None:
+        vars(self).update(state)
+        self._decide()
+
+    def _decide(self) -> None:
+        rescaling = PLAIN
+        if self.bound is not None or self.scale not in (1, LEARNED):
+            scale = 1.0 if isinstance(self.scale, str) else float(self.scale)
+            rescaling = Rescaling(float(self.bound or 0), scale)
+        vars(self)["_rescaling"] = rescaling  # once: it is asked for at each access
+
+    @property
     def rescaling(self) -> Rescaling:
         """What becomes of a weight once its sigma is known, but for a scale that is learned."""
-        if self.bound is None and (self.scale == 1 or self.scale == LEARNED):
-            return PLAIN
-        scale = 1.0 if isinstance(self.scale, str) else float(self.scale)
-        return Rescaling(float(self.bound or 0), scale)
-
-    def __getstate__(self) -> dict[str, Any]:
-        # A copy finds PLAIN itself, which it is told by.
-        return {name: value for name, value in vars(self).items() if name != "rescaling"}
+        rescaling: Rescaling = self.__dict__["_rescaling"]
+        return rescaling
 
 
 OPTIONS = SpectralNormOptions.defaults()
