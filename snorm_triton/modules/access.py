@@ -70,6 +70,8 @@ class ConstrainedList(ParametrizationList):
     def hand_out(self, prepared: PreparedWeight, circumstances: Circumstances) -> None:
         """Let reads get what is prepared, unless there is something to be warned of first."""
         known = self.__dict__
+        if "_ready" in known:  # an evaluation, of which changes are noticed all the same
+            self.put_away()
         last = known.get("_handed_out")
         if known.get("watched") is not None and (last is None or last[0]._version == last[1]):
             known["_ready"] = prepared, circumstances
@@ -222,14 +224,13 @@ def _is_right(parametrizations: Any, prepared: PreparedWeight, common: Circumsta
     """Whether a read gets it."""
     known = parametrizations.__dict__
     only = known["_modules"]["0"]
+    originals = (known["_parameters"] or known["_buffers"]).values()
     return (
         not torch.compiler.is_compiling()
         and not is_caching()
         # Of a forward they were looked for at its start.
         and (common.frame is not None or not (_has_hooks(parametrizations) or _has_hooks(only)))
-        and prepared.serves_plainly(
-            (known["_parameters"] or known["_buffers"]).values(), only, common
-        )
+        and prepared.serves_plainly(originals, only, common)
     )
 
 

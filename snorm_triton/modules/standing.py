@@ -2,36 +2,27 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
-from functools import partial
-from operator import attrgetter, is_
+from collections.abc import Sequence
 from types import FrameType
-from typing import Any, cast
+from typing import Any
 
-import torch
-from torch import Tensor, nn
+from torch import nn
 from torch.nn.utils.parametrize import ParametrizationList
 
-from ..parametrizations import updates
-from ..parametrizations.base import Originals, Parametrization, Repeated
-from ..parametrizations.circumstances import Circumstances
-from ..parametrizations.prepared import PreparedWeight
-from ..torch_internals.parametrize import is_caching
-from .access import HOOKS, ConstrainedList
+from ..parametrizations.base import Originals, Parametrization
+from .ways import Access, Evaluation, Kinds, Member, Way
 
 ATTRIBUTE = "_snorm_triton_standing"  # of the model
 _MANY = 4  # ways that forwards take turns in: trained or frozen, iterating or not
 _TRIED = 16  # forwards in a row that each were otherwise than any before
 
-# A parametrization, what it is of, and its list; and its access.
-Member = tuple[Parametrization, Originals, ParametrizationList]
-Chosen = tuple[Parametrization, Originals, ParametrizationList, Any]
-Kinds = Mapping[type[Parametrization], Sequence[Chosen]]
-_version = attrgetter("_version")
-
 
 class Standing:
-    """The ways in which the last forwards of a model were prepared; belongs to it alone."""
+    """The ways in which the last forwards of a model were prepared; belongs to it alone.
+
+    It keeps no memory that the model does not: a way that is no longer of the model's own modules
+    and tensors ends at the next forward that finds none to fit, or as soon as they are moved.
+    """
 
     def __init__(self) -> None:
         self.ways: list[Way] = []
@@ -57,6 +48,10 @@ class Standing:
             served: what needed none.
         """
         self.misses += 1
+        members = [*served, *(each[:3] for chosen in kinds.values() for each in chosen)]
+        if not all(_are_kept(*each) for each in members):
+            return
+        self.ways = [way for way in self.ways if way.belongs_to(model)]
         if self.misses > _TRIED and self.misses & (self.misses - 1):
             return
         way: Way | None = None
@@ -70,6 +65,12 @@ class Standing:
             way = Evaluation(model, served)
         if way is not None:
             self.ways = [way, *self.ways[: _MANY - 1]]
+            for each, *_ in members:
+                each.followers.add(self)
+
+    def forget_all(self) -> None:
+        """Something of the model is moved."""
+        self.ways = []
 
     def __reduce__(self) -> tuple[Any, ...]:
         return Standing, ()
@@ -78,140 +79,12 @@ class Standing:
         return Standing()
 
 
-class Way:
-    """One of them: a model's modules, and what is handed out in its forward."""
-
-    def __init__(self, model: nn.Module, members: Sequence[Member]) -> None:
-        modules = list(model.modules())
-        self._children = [module._modules for module in modules]
-        self._then = [dict(each) for each in self._children]
-        self._modules = modules[1:]  # not the model, in whose attributes this is
-        self._types = list(map(type, self._modules))
-        self._originals = [(each.__dict__, originals) for _, originals, each in members]
-        pairs = [(each, parametrizations) for each, _, parametrizations in members]
-        self._hooks = [module.__dict__[name] for pair in pairs for module in pair for name in HOOKS]
-        self._members = [(each.__dict__, parametrizations) for each, parametrizations in pairs]
-        self._are_plain = [
-            type(parametrizations) is ConstrainedList and not each.options.autocast_output
-            for each, parametrizations in pairs
-        ]
-        self._forward: FrameType | None = None
-
-    def prepare(self, model: nn.Module, forward: FrameType) -> bool:
-        """Prepare the weights for this forward, unless anything is otherwise."""
-        raise NotImplementedError
-
-    def _fits(self, model: nn.Module) -> bool:
-        return (
-            self._children[0] is model._modules
-            and self._children == self._then
-            and list(map(type, self._modules)) == self._types
-            and not is_caching()
-            and all(self._originals_are())
-        )
-
-    def _originals_are(self) -> Iterator[bool]:
-        for known, originals in self._originals:
-            yield all(map(is_, (known["_parameters"] or known["_buffers"]).values(), originals))
-
-    def _hand_out(self, all_prepared: Sequence[PreparedWeight], common: Circumstances) -> None:
-        """Let reads in this forward get what is prepared."""
-        self._forward = common.frame
-        if any(self._hooks):
-            return
-        for (_, parametrizations), prepared, is_plain in zip(
-            self._members, all_prepared, self._are_plain, strict=True
-        ):
-            if is_plain:
-                cast(ConstrainedList, parametrizations).hand_out(prepared, common)
-
-    def forget(self, forward: FrameType) -> bool:
-        """Forget what was prepared for this forward, if it was."""
-        if self._forward is not forward:
-            return False
-        self._forward = None
-        for known, parametrizations in self._members:
-            prepared = known.get("prepared")
-            if isinstance(prepared, PreparedWeight) and prepared.frame is forward:
-                known["prepared"] = None
-            if isinstance(parametrizations, ConstrainedList):
-                parametrizations.put_away()
-        return True
-
-
-class Access(Way):
-    """The accesses of each kind of parametrization are made again."""
-
-    def __init__(
-        self, model: nn.Module, kinds: Sequence[Repeated], members: Sequence[Member]
-    ) -> None:
-        super().__init__(model, members)
-        self._kinds = kinds
-        all_prepared: list[Any] = [each.prepared for each, *_ in members]
-        self._prepared = [each.without_tensor() for each in all_prepared]
-
-    @classmethod
-    def of(cls, model: nn.Module, kinds: Kinds) -> Access | None:
-        """As this forward was prepared; None where it cannot be done again."""
-        repeated: list[Repeated] = []
-        members: list[Member] = []
-        for kind, chosen in kinds.items():
-            rounds = kind.rounds([each for each, *_ in chosen], [access for *_, access in chosen])
-            # What an outer forward has prepared stays that one's.
-            if rounds is None or not all(
-                type(each.prepared) is PreparedWeight for each, *_ in chosen
-            ):
-                return None
-            repeated.append(rounds)
-            members += [(each, originals, mine) for each, originals, mine, _ in chosen]
-        return cls(model, repeated, members)
-
-    def prepare(self, model: nn.Module, forward: FrameType) -> bool:
-        if not self._fits(model) or not all(repeated.holds() for repeated in self._kinds):
-            return False
-        common = Circumstances(self._originals[0][1][0].device, forward)
-        all_prepared: list[PreparedWeight] = []
-        for repeated in self._kinds:
-            weights, output = repeated()
-            for i, weight in enumerate(weights):
-                then = self._prepared[len(all_prepared)]
-                all_prepared.append(then.again(weight, partial(output, i, weight), common))
-        for (known, _), prepared in zip(self._members, all_prepared, strict=True):
-            known["prepared"] = prepared
-        self._hand_out(all_prepared, common)
-        return True
-
-
-class Evaluation(Way):
-    """Nothing is to be computed: evaluations without gradients serve as long as nothing changes."""
-
-    def __init__(self, model: nn.Module, members: Sequence[Member]) -> None:
-        super().__init__(model, members)
-        self._prepared: list[Any] = [each.prepared for each, *_ in members]
-        self._tensors = [tensor for each in self._prepared for tensor in each.tensors]
-        self._facts = self._facts_now()
-
-    def _facts_now(self) -> tuple[object, ...]:
-        return (
-            list(map(Tensor.data_ptr, self._tensors)),
-            list(map(_version, self._tensors)),
-            updates.steps,
-            torch.is_grad_enabled(),
-            torch.is_inference_mode_enabled(),
-        )
-
-    def prepare(self, model: nn.Module, forward: FrameType) -> bool:
-        if self._facts_now() != self._facts or not self._fits(model):
-            return False
-        for (known, _), prepared in zip(self._members, self._prepared, strict=True):
-            if known["prepared"] is not prepared or known["training"] is not prepared.is_training:
-                return False
-        self._forward = forward
-        return True
-
-    def forget(self, forward: FrameType) -> bool:
-        """Nothing was prepared."""
-        if self._forward is not forward:
-            return False
-        self._forward = None
-        return True
+def _are_kept(
+    parametrization: Parametrization, originals: Originals, parametrizations: ParametrizationList
+) -> bool:
+    """Whether they last: not so what functional_call brings."""
+    parameters = *parametrizations._parameters.values(), *parametrization.own_parameters()
+    tensors = *originals, *parametrization.state_tensors()
+    return all(isinstance(each, nn.Parameter) for each in parameters) and all(
+        each.is_leaf for each in tensors
+    )

@@ -29,7 +29,8 @@ from ..torch_internals.checkpoints import unseen
 from ..torch_internals.parametrize import is_cached
 from ..torch_internals.tracing import is_tracing
 from .access import ConstrainedList, held_originals
-from .standing import ATTRIBUTE, Chosen, Member, Standing
+from .standing import ATTRIBUTE, Standing
+from .ways import Chosen, Member
 
 
 def attach(model: nn.Module, everywhere: bool) -> None:
@@ -78,6 +79,8 @@ def _forget(model: nn.Module, args: Any, output: Any) -> None:
                 continue
             if is_over:
                 parametrization.__dict__["prepared"] = None
+                if isinstance(parametrizations, ConstrainedList):
+                    parametrizations.put_away()
 
 
 def _prepare(model: nn.Module, forward: FrameType | None, everywhere: bool) -> None:
@@ -115,7 +118,7 @@ def _prepare(model: nn.Module, forward: FrameType | None, everywhere: bool) -> N
                     parametrization.prepared = PreparedWeight(
                         originals, output[0], partial(_same, output), parametrization, common
                     )
-    if standing is not None and (kinds or served):
+    if standing is not None:
         standing.add(model, kinds, served)
 
 

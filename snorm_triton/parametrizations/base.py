@@ -6,6 +6,7 @@ import threading
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from typing import Any, ClassVar, Protocol
+from weakref import WeakSet
 
 import torch
 from torch import Tensor, nn
@@ -31,6 +32,13 @@ class Prepared(Protocol):
         """What it gets."""
 
 
+class Follower(Protocol):
+    """Something that holds the tensors of parametrizations, or what was computed of them."""
+
+    def forget_all(self) -> None:
+        """They are moved."""
+
+
 class Repeated(Protocol):
     """Accesses that are made again."""
 
@@ -52,8 +60,9 @@ class Parametrization(nn.Module):
     """
 
     # Attributes that belong to accesses of this very module: no copy and no file gets them.
-    transient: ClassVar[tuple[str, ...]] = ("prepared",)
+    transient: ClassVar[tuple[str, ...]] = ("prepared", "_followers")
     prepared: Prepared | None = None
+    _followers: WeakSet[Follower] | None = None
     options: ConstraintOptions
     follows_steps_alone = False  # the weight is a new temporary at each access
     owner: object  # of what checkpoints keep: the parametrization, but no copy of it
@@ -161,8 +170,17 @@ class Parametrization(nn.Module):
     def complete(self, state_dict: dict[str, Any], path: str, computed: Tensor | None) -> None:
         """Add what an upgraded entry lacks; ``computed``: the tensor as it was saved, or None."""
 
+    @property
+    def followers(self) -> WeakSet[Follower]:
+        """What is to be told that this is moved."""
+        if self._followers is None:
+            self._followers = WeakSet()
+        return self._followers
+
     def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> Any:
         self.prepared = None
+        for follower in self._followers or ():
+            follower.forget_all()
         return super()._apply(fn, recurse)
 
     def __prepare_scriptable__(self) -> Any:

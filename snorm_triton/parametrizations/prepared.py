@@ -56,6 +56,7 @@ class PreparedWeight:
     """Of one forward of a model, or of any number of evaluations without gradients."""
 
     __slots__ = (
+        "__weakref__",
         "circumstances",
         "contents",
         "counter",

@@ -68,7 +68,8 @@ class SpectralRounds:
                 or known["options"] is not options
                 or not known["training"]
                 or known.get("_drawn") is not None
-                or known.get("prepared") is not None
+                # An evaluation is not for an access that is due.
+                or not ((prepared := known.get("prepared")) is None or prepared.outlives_forward)
             ):
                 return False
         return True

@@ -27,10 +27,13 @@ class WeightNormRounds:
 
     def holds(self) -> bool:
         """Whether nothing is otherwise."""
+        with_grad = torch.is_grad_enabled()
         for known, options in self._members:
             if not known["training"] or known["options"] is not options:
                 return False
-            if known.get("prepared") is not None:
+            prepared = known.get("prepared")
+            # An evaluation is not for an access with gradients.
+            if prepared is not None and not (prepared.outlives_forward and with_grad):
                 return False
         return facts_of(self._originals) == self._facts
 

@@ -1,7 +1,6 @@
 """Forwards after the first are prepared as the last one was, unless anything has changed."""
 
 import copy
-import gc
 import io
 import pickle
 import warnings
@@ -153,15 +152,6 @@ def test_a_copy_prepares_weights_of_its_own(duplicate):
     for _ in range(3):
         train(model, x)
     assert_same_state(model, twin)
-
-
-@pytest.fixture
-def no_collection():
-    """What is not needed is given back at once, or it stays."""
-    gc.collect()
-    gc.disable()
-    yield
-    gc.enable()
 
 
 @pytest.mark.usefixtures("no_collection")

@@ -1,0 +1,201 @@
+"""How a forward of a model was prepared, to be done again as long as nothing is otherwise."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping, Sequence
+from functools import partial
+from operator import attrgetter, is_
+from types import FrameType
+from typing import Any, cast
+from weakref import ref
+
+import torch
+from torch import Tensor, nn
+from torch.nn.utils.parametrize import ParametrizationList
+
+from ..parametrizations import updates
+from ..parametrizations.base import Originals, Parametrization, Repeated
+from ..parametrizations.circumstances import Circumstances
+from ..parametrizations.prepared import PreparedWeight
+from ..torch_internals.parametrize import is_caching
+from .access import HOOKS, ConstrainedList
+
+# A parametrization, what it is of, and its list; and its access.
+Member = tuple[Parametrization, Originals, ParametrizationList]
+Chosen = tuple[Parametrization, Originals, ParametrizationList, Any]
+Kinds = Mapping[type[Parametrization], Sequence[Chosen]]
+
+
+class Way:
+    """A model's modules, and what is handed out in its forward."""
+
+    def __init__(self, model: nn.Module, members: Sequence[Member]) -> None:
+        modules = list(model.modules())
+        self._children = [module._modules for module in modules]
+        self._then = [dict(each) for each in self._children]
+        self._modules = modules[1:]  # not the model, in whose attributes this is
+        self._types = list(map(type, self._modules))
+        self._originals = [(each.__dict__, originals) for _, originals, each in members]
+        pairs = [(each, parametrizations) for each, _, parametrizations in members]
+        self._hooks = [module.__dict__[name] for pair in pairs for module in pair for name in HOOKS]
+        self._members = [(each.__dict__, parametrizations) for each, parametrizations in pairs]
+        self._are_plain = [
+            type(parametrizations) is ConstrainedList and not each.options.autocast_output
+            for each, parametrizations in pairs
+        ]
+        self._forward: FrameType | None = None
+        self._held = list(self._tensors_now())
+        self._addresses = list(map(Tensor.data_ptr, self._held))
+
+    def belongs_to(self, model: nn.Module) -> bool:
+        """Whether all that it holds is the model's, whatever the mode."""
+        now = list(self._tensors_now())
+        return (
+            self._is_of(model)
+            and len(now) == len(self._held)
+            and all(map(is_, now, self._held))
+            and list(map(Tensor.data_ptr, now)) == self._addresses
+        )
+
+    def _tensors_now(self) -> Iterator[Tensor]:
+        for (own, _), (known, _) in zip(self._originals, self._members, strict=True):
+            for each in (own, known):
+                for tensors in (each["_parameters"], each["_buffers"]):
+                    yield from (tensor for tensor in tensors.values() if tensor is not None)
+
+    def prepare(self, model: nn.Module, forward: FrameType) -> bool:
+        """Prepare the weights for this forward, unless anything is otherwise."""
+        raise NotImplementedError
+
+    def _fits(self, model: nn.Module) -> bool:
+        return self._is_of(model) and not is_caching() and all(self._originals_are())
+
+    def _is_of(self, model: nn.Module) -> bool:
+        return (
+            self._children[0] is model._modules
+            and self._children == self._then
+            and list(map(type, self._modules)) == self._types
+        )
+
+    def _originals_are(self) -> Iterator[bool]:
+        for known, originals in self._originals:
+            yield all(map(is_, (known["_parameters"] or known["_buffers"]).values(), originals))
+
+    def _hand_out(self, all_prepared: Sequence[PreparedWeight], common: Circumstances) -> None:
+        """Let reads in this forward get what is prepared."""
+        self._forward = common.frame
+        if any(self._hooks):
+            return
+        for (_, parametrizations), prepared, is_plain in zip(
+            self._members, all_prepared, self._are_plain, strict=True
+        ):
+            if is_plain:
+                cast(ConstrainedList, parametrizations).hand_out(prepared, common)
+
+    def forget(self, forward: FrameType) -> bool:
+        """Forget what was prepared for this forward, if it was."""
+        if self._forward is not forward:
+            return False
+        self._forward = None
+        for known, parametrizations in self._members:
+            prepared = known.get("prepared")
+            if isinstance(prepared, PreparedWeight) and prepared.frame is forward:
+                known["prepared"] = None
+            if isinstance(parametrizations, ConstrainedList):
+                parametrizations.put_away()
+        return True
+
+
+class Access(Way):
+    """The accesses of each kind of parametrization are made again."""
+
+    def __init__(
+        self, model: nn.Module, kinds: Sequence[Repeated], members: Sequence[Member]
+    ) -> None:
+        super().__init__(model, members)
+        self._kinds = kinds
+        all_prepared: list[Any] = [each.prepared for each, *_ in members]
+        self._prepared = [each.without_tensor() for each in all_prepared]
+
+    @classmethod
+    def of(cls, model: nn.Module, kinds: Kinds) -> Access | None:
+        """As this forward was prepared; None where it cannot be done again."""
+        repeated: list[Repeated] = []
+        members: list[Member] = []
+        for kind, chosen in kinds.items():
+            rounds = kind.rounds([each for each, *_ in chosen], [access for *_, access in chosen])
+            # What an outer forward has prepared stays that one's.
+            if rounds is None or not all(
+                type(each.prepared) is PreparedWeight for each, *_ in chosen
+            ):
+                return None
+            repeated.append(rounds)
+            members += [(each, originals, mine) for each, originals, mine, _ in chosen]
+        return cls(model, repeated, members)
+
+    def prepare(self, model: nn.Module, forward: FrameType) -> bool:
+        if not self._fits(model) or not all(repeated.holds() for repeated in self._kinds):
+            return False
+        common = Circumstances(self._originals[0][1][0].device, forward)
+        all_prepared: list[PreparedWeight] = []
+        for repeated in self._kinds:
+            weights, output = repeated()
+            for i, weight in enumerate(weights):
+                then = self._prepared[len(all_prepared)]
+                all_prepared.append(then.again(weight, partial(output, i, weight), common))
+        for (known, _), prepared in zip(self._members, all_prepared, strict=True):
+            known["prepared"] = prepared
+        self._hand_out(all_prepared, common)
+        return True
+
+
+class Evaluation(Way):
+    """Nothing is to be computed: evaluations without gradients serve as long as nothing changes.
+
+    It does not keep them: they are given back as soon as their parametrizations want others.
+    """
+
+    def __init__(self, model: nn.Module, members: Sequence[Member]) -> None:
+        super().__init__(model, members)
+        all_prepared: list[Any] = [each.prepared for each, *_ in members]
+        self._prepared = list(map(ref, all_prepared))
+        self._tensors = [tensor for each in all_prepared for tensor in each.tensors]
+        self._facts = self._facts_now()
+        self._modes = self._modes_now()
+
+    def _modes_now(self) -> list[bool]:
+        return [known["training"] for known, _ in self._members]
+
+    def belongs_to(self, model: nn.Module) -> bool:
+        return super().belongs_to(model) and self._is_kept()
+
+    def _is_kept(self) -> bool:
+        for (known, _), evaluation in zip(self._members, self._prepared, strict=True):
+            prepared = evaluation()
+            if prepared is None or known["prepared"] is not prepared:
+                return False
+        return True
+
+    def _facts_now(self) -> tuple[object, ...]:
+        return (
+            list(map(Tensor.data_ptr, self._tensors)),
+            list(map(attrgetter("_version"), self._tensors)),
+            updates.steps,
+            torch.is_grad_enabled(),
+            torch.is_inference_mode_enabled(),
+        )
+
+    def prepare(self, model: nn.Module, forward: FrameType) -> bool:
+        if self._facts_now() != self._facts or not self._fits(model):
+            return False
+        if not self._is_kept() or self._modes_now() != self._modes:
+            return False
+        self._forward = forward
+        return True
+
+    def forget(self, forward: FrameType) -> bool:
+        """Nothing was prepared."""
+        if self._forward is not forward:
+            return False
+        self._forward = None
+        return True

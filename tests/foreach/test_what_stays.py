@@ -1,0 +1,183 @@
+"""A model keeps no memory from one forward to the next that it would not keep without foreach."""
+
+import gc
+import weakref
+
+import pytest
+import torch
+from torch import nn
+from torch.func import functional_call
+from torch.multiprocessing.reductions import StorageWeakRef
+
+from snorm_triton import (
+    apply_orthogonal,
+    apply_spectral_norm,
+    apply_weight_norm,
+    remove_spectral_norm,
+)
+from snorm_triton.modules.standing import ATTRIBUTE
+from whole_models import Model, original_of
+
+X = torch.randn(3, 6)
+APPLY = [apply_spectral_norm, apply_weight_norm, apply_orthogonal]
+each_constraint = pytest.mark.parametrize("apply", APPLY, ids=lambda apply: apply.__name__)
+
+
+@torch.enable_grad()
+def train(model, x=X):
+    model.zero_grad()
+    model(x).square().sum().backward()
+
+
+@torch.no_grad()
+def evaluate(model):
+    """Twice: computed, then found."""
+    model.eval()
+    first, second = model(X), model(X)
+    model.train()
+    assert torch.equal(first, second)
+
+
+def trained(apply=apply_spectral_norm, model=None):
+    model = apply(model or Model(), foreach=True)
+    for _ in range(3):
+        train(model)
+    return model
+
+
+def ways_of(model):
+    return [type(way).__name__ for way in model.__dict__[ATTRIBUTE].ways]
+
+
+def memories(tensors):
+    return [StorageWeakRef(tensor.untyped_storage()) for tensor in tensors]
+
+
+def count(references):
+    return sum(not each.expired() for each in references)
+
+
+@each_constraint
+@pytest.mark.usefixtures("no_collection")
+def test_what_a_model_leaves_when_it_is_converted(apply):
+    model = trained(apply)
+    evaluate(model)
+    before = memories([*model.parameters(), *model.buffers()])
+    model.zero_grad()
+    model.double()  # no forward has to follow
+    assert count(before) == 0
+    train(model, X.double())
+
+
+@pytest.mark.usefixtures("no_collection")
+def test_a_part_that_is_converted_in_its_forward_leaves_no_forward_running():
+    model = trained()
+    seen = []
+
+    def convert():
+        seen.append(weakref.ref(model.first.weight))
+        model.last.double().float()
+
+    model(X, convert)
+    assert seen[0]() is None
+    train(model)
+
+
+@each_constraint
+@pytest.mark.usefixtures("no_collection")
+def test_graphs_that_lead_to_weights_of_one_call(apply):
+    model, graphs = trained(apply), []
+    for _ in range(5):
+        root = torch.ones(100, requires_grad=True).exp()
+        graphs += memories([root])
+        weights = {name: p + root.sum() * 1e-9 for name, p in model.named_parameters()}
+        functional_call(model, weights, (X,))
+        del root, weights
+    train(model)
+    assert count(graphs) == 0
+    assert ways_of(model)[-1:] == ways_of(trained(apply))[-1:]  # still those of its own weights
+
+
+@pytest.mark.parametrize("apply", [apply_spectral_norm, apply_weight_norm])
+@pytest.mark.usefixtures("no_collection")
+def test_epochs_of_training_and_evaluation(apply):
+    model, evaluated = trained(apply), []
+    optimizer = torch.optim.SGD(model.parameters(), lr=0.1)
+    for _ in range(6):
+        train(model)
+        assert count(evaluated) == 0
+        optimizer.step()
+        evaluate(model)
+        evaluated = memories([model.first.weight, model.last.weight])
+        assert count(evaluated) == 2
+        assert sorted(ways_of(model)) == ["Access", "Evaluation"]
+
+
+@pytest.mark.usefixtures("no_collection")
+def test_a_change_of_what_was_evaluated_is_warned_of_in_training():
+    model = trained()
+    evaluate(model)
+    with torch.no_grad():
+        model.eval()
+        model.last.weight.mul_(2)
+    model.train()
+    with pytest.warns(UserWarning, match=r"last\.weight.* was changed in place"):
+        model(X)
+
+
+@torch.no_grad()
+def test_weights_evaluated_in_training_serve_without_gradients():
+    model = trained(apply_weight_norm)
+    evaluate(model)
+    model.train()
+    assert torch.equal(model(X), model(X))
+    original = model.last.parametrizations.weight.original0
+    before = model(X)
+    original.mul_(2)
+    assert not torch.equal(model(X), before)
+
+
+def replace(model):
+    model[1] = nn.Identity()
+
+
+def remove(model):
+    remove_spectral_norm(model[1])
+
+
+def assign(model):
+    state = {key: value.clone() for key, value in model.state_dict().items()}
+    model.load_state_dict(state, assign=True)
+
+
+def swap(model):
+    original_of(model[1]).data = torch.randn(6, 6)
+
+
+@pytest.mark.parametrize("change", [replace, remove, assign, swap])
+def test_what_is_no_longer_of_the_model(change):
+    model = trained(model=nn.Sequential(nn.Linear(6, 6), nn.Linear(6, 6)))
+    list_, parametrization = model[1].parametrizations.weight, model[1].parametrizations.weight[0]
+    stays = weakref.ref(parametrization), change in (assign, swap)
+    if change is remove:  # the weight itself goes on as a plain one
+        before = memories([parametrization._u, parametrization._v])
+    elif change is swap:
+        before = memories([list_.original])
+    else:
+        before = memories([list_.original, parametrization._u, parametrization._v])
+    del list_, parametrization
+    change(model)
+    train(model)
+    gc.collect()
+    assert count(before) == 0
+    assert (stays[0]() is not None) == stays[1]
+
+
+def test_nothing_stays_of_a_model_that_has_no_norms_any_more():
+    model = trained(model=nn.Sequential(nn.Linear(6, 6), nn.Linear(6, 6)))
+    left = [weakref.ref(layer.parametrizations.weight[0]) for layer in model]
+    for layer in model:
+        remove_spectral_norm(layer)
+    train(model)
+    gc.collect()
+    assert [each() for each in left] == [None, None]
