@@ -82,9 +82,9 @@ class Standing:
 def _are_kept(
     parametrization: Parametrization, originals: Originals, parametrizations: ParametrizationList
 ) -> bool:
-    """Whether they last: not so what functional_call brings."""
+    """Whether they last, and tell of changes: not so what functional_call brings, or inference."""
     parameters = *parametrizations._parameters.values(), *parametrization.own_parameters()
     tensors = *originals, *parametrization.state_tensors()
     return all(isinstance(each, nn.Parameter) for each in parameters) and all(
-        each.is_leaf for each in tensors
+        each.is_leaf and not each.is_inference() for each in tensors
     )

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
 from functools import partial
-from operator import attrgetter, is_
+from operator import is_
 from types import FrameType
 from typing import Any, cast
 from weakref import ref
@@ -18,6 +18,7 @@ from ..parametrizations.base import Originals, Parametrization, Repeated
 from ..parametrizations.circumstances import Circumstances
 from ..parametrizations.prepared import PreparedWeight
 from ..torch_internals.parametrize import is_caching
+from ..torch_internals.storage import version
 from .access import HOOKS, ConstrainedList
 
 # A parametrization, what it is of, and its list; and its access.
@@ -179,7 +180,7 @@ class Evaluation(Way):
     def _facts_now(self) -> tuple[object, ...]:
         return (
             list(map(Tensor.data_ptr, self._tensors)),
-            list(map(attrgetter("_version"), self._tensors)),
+            list(map(version, self._tensors)),
             updates.steps,
             torch.is_grad_enabled(),
             torch.is_inference_mode_enabled(),

@@ -181,3 +181,34 @@ def test_nothing_stays_of_a_model_that_has_no_norms_any_more():
     train(model)
     gc.collect()
     assert [each() for each in left] == [None, None]
+
+
+@each_constraint
+@torch.no_grad()
+def test_models_of_inference_tensors(apply):
+    with torch.inference_mode():
+        whole = apply(Model(), foreach=True)
+    whole.eval()
+    outputs = [whole(X) for _ in range(4)]
+    assert all(torch.equal(output, outputs[0]) for output in outputs)
+
+
+@each_constraint
+@torch.no_grad()
+def test_inference_tensors_that_are_assigned(apply):
+    model = trained(apply)
+    with torch.inference_mode():
+        assign(model)
+    model.eval()
+    outputs = [model(X) for _ in range(4)]
+    assert all(torch.equal(output, outputs[0]) for output in outputs)
+
+
+@pytest.mark.parametrize("apply", [apply_weight_norm, apply_orthogonal])
+@torch.no_grad()
+def test_inference_tensors_that_are_assigned_in_training(apply):
+    model = trained(apply)
+    with torch.inference_mode():
+        assign(model)
+    outputs = [model(X) for _ in range(4)]
+    assert all(torch.equal(output, outputs[0]) for output in outputs)
