@@ -226,7 +226,8 @@ def _is_right(parametrizations: Any, prepared: PreparedWeight, common: Circumsta
     only = known["_modules"]["0"]
     originals = (known["_parameters"] or known["_buffers"]).values()
     return (
-        not torch.compiler.is_compiling()
+        len(originals) > 0  # which a replica of DataParallel has elsewhere
+        and not torch.compiler.is_compiling()
         and not is_caching()
         # Of a forward they were looked for at its start.
         and (common.frame is not None or not (_has_hooks(parametrizations) or _has_hooks(only)))

@@ -89,7 +89,8 @@ def _prepare(model: nn.Module, forward: FrameType | None, everywhere: bool) -> N
         return  # no node for many weights there
     checkpoints = recomputation.around_access()
     standing: Standing | None = None
-    if forward is not None and not checkpoints:
+    # A replica of DataParallel has the attributes of its original, this one among them.
+    if forward is not None and not checkpoints and "_is_replica" not in model.__dict__:
         standing = model.__dict__.setdefault(ATTRIBUTE, Standing())
         if standing.prepare(model, forward):
             return
@@ -129,7 +130,8 @@ def _same(output: Any) -> Any:
 def _joined(model: nn.Module, everywhere: bool) -> Iterator[Member]:
     """What is prepared: parametrizations with the tensors that they are of, and their lists."""
     for module, name, parametrizations in _parametrized(model):
-        # Stacked normalizations, sharded weights and the like are left to the access.
+        # Stacked normalizations, sharded weights and the like are left to the access, and so is a
+        # replica of DataParallel, which has its originals elsewhere.
         if len(parametrizations) != 1:
             continue
         parametrization = parametrizations[0]

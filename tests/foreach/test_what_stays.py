@@ -1,5 +1,6 @@
 """A model keeps no memory from one forward to the next that it would not keep without foreach."""
 
+import copy
 import gc
 import weakref
 
@@ -212,3 +213,46 @@ def test_inference_tensors_that_are_assigned_in_training(apply):
         assign(model)
     outputs = [model(X) for _ in range(4)]
     assert all(torch.equal(output, outputs[0]) for output in outputs)
+
+
+def replica_of(module, factor=1.0):
+    """As DataParallel makes it, of parameters that are scaled."""
+    replica = module._replicate_for_data_parallel()
+    for name, parameter in module._parameters.items():
+        setattr(replica, name, parameter * factor)
+    for name, buffer in module._buffers.items():
+        replica._buffers[name] = buffer.clone()
+    for name, child in module._modules.items():
+        replica._modules[name] = replica_of(child, factor)
+    return replica
+
+
+@pytest.mark.parametrize("foreach", [True, None])
+@pytest.mark.parametrize("apply", [apply_spectral_norm, apply_weight_norm])
+def test_replicas_of_data_parallel(apply, foreach):
+    torch.manual_seed(0)
+    model = apply(Model(), foreach=foreach)
+    for _ in range(3):
+        train(model)
+    ways = list(model.__dict__[ATTRIBUTE].ways)
+    replica = replica_of(model)
+    for _ in range(2):
+        output = replica(X)
+    gradients = torch.autograd.grad(output.sum(), [*model.parameters()])
+    assert all(gradient.isfinite().all() for gradient in gradients)
+    assert model.__dict__[ATTRIBUTE].ways == ways
+
+
+@pytest.mark.parametrize("foreach", [True, False])
+@pytest.mark.parametrize("apply", [apply_spectral_norm, apply_weight_norm])
+@torch.no_grad()
+def test_a_replica_reads_no_evaluation_of_its_original(apply, foreach):
+    model = apply(Model(), foreach=foreach).eval()
+    for _ in range(2):
+        model(X)
+    replica = replica_of(model, 2.0)
+    changed = copy.deepcopy(model)
+    for parameter in changed.parameters():
+        parameter.mul_(2)
+    assert replica.first.weight.data_ptr() != model.first.weight.data_ptr()
+    assert torch.equal(replica(X), changed(X))
