@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
 from functools import partial
-from operator import is_
+from operator import attrgetter, is_
 from types import FrameType
 from typing import Any, cast
 from weakref import ref
@@ -18,13 +18,13 @@ from ..parametrizations.base import Originals, Parametrization, Repeated
 from ..parametrizations.circumstances import Circumstances
 from ..parametrizations.prepared import PreparedWeight
 from ..torch_internals.parametrize import is_caching
-from ..torch_internals.storage import version
 from .access import HOOKS, ConstrainedList
 
 # A parametrization, what it is of, and its list; and its access.
 Member = tuple[Parametrization, Originals, ParametrizationList]
 Chosen = tuple[Parametrization, Originals, ParametrizationList, Any]
 Kinds = Mapping[type[Parametrization], Sequence[Chosen]]
+_version = attrgetter("_version")
 
 
 class Way:
@@ -180,13 +180,15 @@ class Evaluation(Way):
     def _facts_now(self) -> tuple[object, ...]:
         return (
             list(map(Tensor.data_ptr, self._tensors)),
-            list(map(version, self._tensors)),
+            list(map(_version, self._tensors)),
             updates.steps,
             torch.is_grad_enabled(),
             torch.is_inference_mode_enabled(),
         )
 
     def prepare(self, model: nn.Module, forward: FrameType) -> bool:
+        if any(map(Tensor.is_inference, self._tensors)):  # through `.data`: it has no version
+            return False
         if self._facts_now() != self._facts or not self._fits(model):
             return False
         if not self._is_kept() or self._modes_now() != self._modes:

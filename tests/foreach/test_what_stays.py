@@ -215,6 +215,18 @@ def test_inference_tensors_that_are_assigned_in_training(apply):
     assert all(torch.equal(output, outputs[0]) for output in outputs)
 
 
+@torch.no_grad()
+def test_parameters_that_become_tensors_of_inference():
+    model = trained(apply_weight_norm)
+    evaluate(model)
+    with torch.inference_mode():
+        for parameter in model.parameters():
+            parameter.data = parameter.clone().mul_(2)
+    assert next(model.parameters()).is_inference()
+    model.eval()
+    assert torch.equal(model(X), copy.deepcopy(model)(X))
+
+
 def replica_of(module, factor=1.0):
     """As DataParallel makes it, of parameters that are scaled."""
     replica = module._replicate_for_data_parallel()
