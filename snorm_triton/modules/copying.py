@@ -16,8 +16,8 @@ from torch.nn.modules.lazy import LazyModuleMixin
 from torch.nn.utils.parametrize import register_parametrization
 
 from ..parametrizations.base import evaluating
-from .access import make_fast, read_through
 from .initialization import reset_originals
+from .reading import make_fast, read_through
 from .refusals import refuse_parallelizing
 
 

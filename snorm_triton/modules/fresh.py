@@ -17,13 +17,12 @@ from ..torch_internals.aside import aside
 from ..torch_internals.tracing import constant_while_compiling, is_tracing
 from .access import (
     ConstrainedList,
-    make_fast,
     own_original,
-    read_through,
     refresh_list,
     watches,
 )
 from .lost_changes import is_in_forward
+from .reading import make_fast, read_through
 
 _REMEMBERED = 3
 

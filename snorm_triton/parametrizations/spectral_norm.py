@@ -249,8 +249,7 @@ class SpectralNormParametrization(SingularVectors):
     def extra_repr(self) -> str:
         shown = {name: getattr(self.options, name) for name in ("n_power_iterations", "dim")}
         shown |= {"eps": f"{self.options.eps:g}"}
-        for name in ("power_iter", "bound", "scale", "autocast_output", "backend"):
-            value = getattr(self.options, name)
-            if value != OPTIONS[name]:
-                shown[name] = repr(value)
+        more = ("power_iter", "bound", "scale", "autocast_output", "backend")
+        values = {name: getattr(self.options, name) for name in more}
+        shown |= {name: repr(value) for name, value in values.items() if value != OPTIONS[name]}
         return ", ".join(f"{name}={value}" for name, value in shown.items())

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from torch import Tensor
 
@@ -13,9 +13,6 @@ from ..torch_internals.autograd import backward_id
 from . import updates
 from .base import evaluations
 
-if TYPE_CHECKING:
-    from .spectral_norm import SpectralNormParametrization
-
 Member = tuple[dict[str, Any], dict[str, Any], Access, object]
 
 
@@ -24,7 +21,7 @@ class SpectralRounds:
 
     def __init__(
         self,
-        parametrizations: Sequence[SpectralNormParametrization],
+        parametrizations: Sequence[Any],
         accesses: Sequence[Access],
         accessed: Standing,
     ) -> None:
@@ -93,7 +90,7 @@ def _sigma_of(step: Step) -> object:
 
 
 def spectral_rounds(
-    parametrizations: Sequence[SpectralNormParametrization], accesses: Sequence[Access]
+    parametrizations: Sequence[Any], accesses: Sequence[Access]
 ) -> SpectralRounds | None:
     """What repeats these accesses; None where they must be looked at each time."""
     kinds = {type(access.step) for access in accesses}
