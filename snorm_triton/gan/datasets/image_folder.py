@@ -56,13 +56,13 @@ def _reader(size: int) -> Callable[[Path], Tensor]:
         raise ValueError("data: a folder of images needs Pillow: pip install pillow") from error
 
     def read(path: Path) -> Tensor:
-        try:
-            with Image.open(path) as image:
-                return pixels_of(image, size)
-        except Exception as error:  # a damaged image can go wrong in as many ways as there are
-            if isinstance(error, OSError) and error.errno is not None:
-                raise
-            raise ValueError(f"data: {path} is no image that can be read: {error}") from error
+        with path.open("rb") as file:
+            try:
+                image = Image.open(file)
+                image.load()
+            except Exception as error:  # Pillow's decoders raise whatever they raise
+                raise ValueError(f"data: {path} is no image that can be read: {error}") from error
+        return pixels_of(image, size)
 
     return read
 
