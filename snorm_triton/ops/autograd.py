@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from typing import Any
 
 import torch
@@ -12,7 +12,7 @@ from ..torch_internals import functorch
 from ..torch_internals.autograd import EagerFunction, compiled_autograd_key
 from .backend import Backend
 from .calls import GradientCall, Gradients
-from .derivatives import gradient_in_torch, outer, second_derivatives
+from .derivatives import Pair, gradient_in_torch, outer, second_derivatives
 from .estimates import Estimate, Estimates, modified
 from .matrix_view import MatrixView, like_weight
 
@@ -63,16 +63,18 @@ class Rescale(EagerFunction):  # type: ignore[misc]
         if type(ctx.estimates) is Estimates and not watched and not torch.is_grad_enabled():
             return None, *_of_round(ctx.estimates, used, given, len(grads))
         estimates, weights = ([each[i] for i in used] for each in (ctx.estimates, ctx.inputs))
-        of_used: Iterator[Gradients]
+        of_used: Iterable[Pair]
         if watched:
             of_used = map(_transformed_gradient, given, weights, estimates)
         elif torch.is_grad_enabled():  # the gradient itself is to be differentiated
             inputs = (*given, *weights, *scales_of(estimates))
             flat = _RescaleBackward.apply(ctx.backend, estimates, *inputs)
-            of_used = iter(_in_order(estimates, flat))
+            of_used = _in_order(estimates, flat)
         else:
-            of_used = iter(rescale_backward(ctx.backend, estimates, given))
-        of_all = [_NO_GRADIENTS if grad is None else next(of_used) for grad in grads]
+            of_used = rescale_backward(ctx.backend, estimates, given)
+        of_all: list[Pair] = [(None, None)] * len(grads)
+        for i, gradients in zip(used, of_used, strict=True):
+            of_all[i] = gradients
         return None, *_flat(ctx.estimates, of_all)
 
 
@@ -88,26 +90,27 @@ class _RescaleBackward(torch.autograd.Function):
         ctx.save_for_backward(*inputs)
         gradients = rescale_backward(backend, estimates, inputs[: len(estimates)])
         # A view that a node returns could not be changed in place.
-        return tuple([each.detach() for each in _flat(estimates, gradients)])
+        flat = _flat(estimates, gradients)
+        return tuple([each.detach() for each in flat if each is not None])
 
     @staticmethod
     def backward(ctx: Any, *grads_out: Tensor | None) -> Any:
         n, estimates = len(ctx.estimates), ctx.estimates
         grads, weights, scales = (ctx.saved_tensors[k * n : (k + 1) * n] for k in range(3))
         given_scales = iter(scales)
-        derivatives = []
-        for grad_out, grad, weight, estimate in zip(
-            _in_order(estimates, grads_out), grads, weights, estimates, strict=True
+        by_grads: list[Tensor | None] = []
+        by_inputs: list[Pair] = []
+        for i, (estimate, of_one) in enumerate(
+            zip(estimates, _in_order(estimates, grads_out), strict=True)
         ):
             _, _, _, dim, u, v, _, rescaling, _ = estimate
             if rescaling.learned is not None:
                 rescaling = rescaling._replace(learned=next(given_scales))
-            derivatives.append(second_derivatives(grad_out, grad, weight, u, v, dim, rescaling))
-        of_inputs = [Gradients(each.weight, each.scale) for each in derivatives]
-        return None, None, *(each.grad for each in derivatives), *_flat(estimates, of_inputs)
-
-
-_NO_GRADIENTS: Any = Gradients(None)  # type: ignore[arg-type]
+            taken = grads[i], weights[i], u, v, dim, rescaling
+            by_grad, *by_input = second_derivatives(of_one, *taken)
+            by_grads.append(by_grad)
+            by_inputs.append((by_input[0], by_input[1]))
+        return None, None, *by_grads, *_flat(estimates, by_inputs)
 
 
 def scales_of(estimates: Sequence[Estimate]) -> list[Tensor]:
@@ -116,19 +119,22 @@ def scales_of(estimates: Sequence[Estimate]) -> list[Tensor]:
     return [scale for scale in scales if scale is not None]
 
 
-def _flat(estimates: Sequence[Estimate], gradients: Sequence[Gradients]) -> list[Any]:
-    """The gradients of the weights, then those of the scales that are learned."""
-    pairs = zip(estimates, gradients, strict=True)
-    of_scales = [each.scale for estimate, each in pairs if estimate.rescaling.learned is not None]
-    return [*(each.weight for each in gradients), *of_scales]
+def _flat(estimates: Sequence[Estimate], pairs: Sequence[Pair]) -> list[Tensor | None]:
+    """What is of the weights, then what is of the scales that are learned."""
+    of_scales = [
+        of_scale
+        for estimate, (_, of_scale) in zip(estimates, pairs, strict=True)
+        if estimate.rescaling.learned is not None
+    ]
+    return [*(of_weight for of_weight, _ in pairs), *of_scales]
 
 
-def _in_order(estimates: Sequence[Estimate], flat: Sequence[Any]) -> list[Gradients]:
+def _in_order(estimates: Sequence[Estimate], flat: Sequence[Tensor | None]) -> list[Pair]:
     """The inverse of :func:`_flat`."""
     of_scales = iter(flat[len(estimates) :])
     return [
-        Gradients(weight, None if estimate.rescaling.learned is None else next(of_scales))
-        for estimate, weight in zip(estimates, flat, strict=False)
+        (of_weight, None if estimate.rescaling.learned is None else next(of_scales))
+        for estimate, of_weight in zip(estimates, flat, strict=False)
     ]
 
 

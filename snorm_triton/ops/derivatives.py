@@ -12,12 +12,15 @@ from .calls import Gradients
 from .rescaling import PLAIN, Rescaling, divides, divisor, nonzero
 from .torch_any_device import in_dtype_of
 
+Pair = tuple[Tensor | None, Tensor | None]
+"""Of a weight and of its learned scale: gradients where there are any."""
+
 
 class SecondDerivatives(NamedTuple):
     """Those by the incoming gradient, by the weight, and by its learned scale if it has one."""
 
-    grad: Tensor
-    weight: Tensor
+    grad: Tensor | None
+    weight: Tensor | None
     scale: Tensor | None
 
 
@@ -50,7 +53,7 @@ def gradient_in_torch(
 
 
 def second_derivatives(
-    grads_out: Gradients,
+    grads_out: Pair,
     grad: Tensor,
     weight: Tensor,
     u: Tensor,
@@ -66,8 +69,11 @@ def second_derivatives(
     right.
 
     Args:
-        grads_out: H and h; either may be None.
+        grads_out: H and h; either may be None, and nothing is computed where both are.
     """
+    grad_out, of_scale_out = grads_out
+    if grad_out is None and of_scale_out is None:
+        return SecondDerivatives(None, None, None)
     dtypes, learned = (grad.dtype, weight.dtype), rescaling.learned
     grad, weight = grad.to(u.dtype), weight.to(u.dtype)
     direction = outer(u, v, weight.shape, dim)
@@ -76,16 +82,16 @@ def second_derivatives(
     sigma, inner, s = nonzero(sigma), (grad * weight).sum(), rescaling.multiplier(sigma)
     of_grad, of_weight = torch.zeros_like(grad), torch.zeros_like(weight)
     of_scale = torch.zeros_like(inner)
-    if grads_out.weight is not None:
-        h = grads_out.weight.to(u.dtype)
+    if grad_out is not None:
+        h = grad_out.to(u.dtype)
         along = torch.where(is_divided, (direction * h).sum(), 0)
         both = (h * grad).sum() - along * inner / sigma
         of_grad = s * k * (h - along * (weight / sigma))
         turned = along * inner / sigma - both
         of_weight = torch.where(is_divided, s * k * (turned * direction - along * grad) / sigma, 0)
         of_scale = k * both
-    if grads_out.scale is not None:
-        h = grads_out.scale.to(u.dtype).reshape(())
+    if of_scale_out is not None:
+        h = of_scale_out.to(u.dtype).reshape(())
         of_grad = of_grad + h * k * weight
         of_weight = of_weight + h * k * (
             grad - torch.where(is_divided, inner / sigma, 0) * direction

@@ -9,7 +9,6 @@ import torch
 from torch import Tensor
 
 from ..autograd import rescale_backward
-from ..calls import Gradients
 from ..derivatives import second_derivatives
 from ..dispatch import place
 from ..estimates import Estimate
@@ -98,7 +97,7 @@ def _second_backward(ctx: Any, grads_out: list[Tensor | None]) -> Any:
     grads, weights, us, vs, _, learned = (ctx.saved_tensors[k * n : (k + 1) * n] for k in range(6))
     of_weights, of_scales = grads_out[:n], grads_out[n:] or [None] * n
     derivatives = [
-        second_derivatives(Gradients(*of), grad, weight, u, v, dim, rescaling)
+        second_derivatives(of, grad, weight, u, v, dim, rescaling)
         for of, grad, weight, u, v, dim, rescaling in zip(
             zip(of_weights, of_scales, strict=True),
             grads,
