@@ -176,7 +176,10 @@ def test_hooks_are_told_of_launches(gpu):
     launch.run(divide_and_copy_state, 5, **arguments)
     told = []
     hooks = triton.knobs.runtime.launch_enter_hook
-    hook = lambda metadata: told.append(metadata.get()["name"])  # noqa: E731
+
+    def hook(metadata):
+        told.append(metadata.get()["name"])
+
     hooks.add(hook)
     try:
         launch.run(divide_and_copy_state, 5, **arguments)

@@ -84,7 +84,10 @@ def widen(model):
 
 
 def add_hook(model):
-    hook = lambda module, args, output: 2 * output  # noqa: E731
+
+    def hook(module, args, output):
+        return 2 * output
+
     model.first.parametrizations.weight[0].register_forward_hook(hook)
 
 
