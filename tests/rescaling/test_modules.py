@@ -19,12 +19,6 @@ from snorm_triton import (
     spectral_norm,
 )
 
-pytestmark = [
-    # As torch imports its own.
-    pytest.mark.filterwarnings("ignore:.*torch.jit"),
-    # As dynamo looks at its inputs.
-    pytest.mark.filterwarnings("ignore:The .grad attribute:UserWarning"),
-]
 SCALE = "parametrizations.weight.0.scale"
 
 

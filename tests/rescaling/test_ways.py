@@ -1,4 +1,4 @@
-"""A bound and a scale in whatever runs an access: compiled, transformed, exported, converted."""
+"""A bound and a scale in whatever runs an access: compiled, transformed, exported, saved."""
 
 import copy
 import io
@@ -22,7 +22,6 @@ pytestmark = [
     # As dynamo looks at its inputs.
     pytest.mark.filterwarnings("ignore:The .grad attribute:UserWarning"),
 ]
-SCALE = "parametrizations.weight.0.scale"
 
 
 def norm_of(layer):
