@@ -10,7 +10,7 @@ from torch import nn
 from torch.nn.utils.parametrize import ParametrizationList
 
 from ..parametrizations.base import Originals, Parametrization
-from .ways import Access, Evaluation, Kinds, Member, Way
+from .ways import Kinds, Member, Recomputing, Reusing, Way
 
 ATTRIBUTE = "_snorm_triton_standing"  # of the model
 _MANY = 4  # ways that forwards take turns in: trained or frozen, iterating or not
@@ -56,13 +56,13 @@ class Standing:
             return
         way: Way | None = None
         if kinds and not served:
-            way = Access.of(model, kinds)
+            way = Recomputing.of(model, kinds)
         elif (
             served
             and not kinds
             and all(each.prepared and each.prepared.outlives_forward for each, *_ in served)
         ):
-            way = Evaluation(model, served)
+            way = Reusing(model, served)
         if way is not None:
             self.ways = [way, *self.ways[: _MANY - 1]]
             for each, *_ in members:

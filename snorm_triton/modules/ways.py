@@ -18,7 +18,7 @@ from ..parametrizations.base import Originals, Parametrization, Repeated
 from ..parametrizations.circumstances import Circumstances
 from ..parametrizations.prepared import PreparedWeight
 from ..torch_internals.parametrize import is_caching
-from .access import HOOKS, ConstrainedList
+from .access import HOOKS, ConstrainedList, held_originals
 
 # A parametrization, what it is of, and its list; and its access.
 Member = tuple[Parametrization, Originals, ParametrizationList]
@@ -36,7 +36,9 @@ class Way:
         self._then = [dict(each) for each in self._children]
         self._modules = modules[1:]  # not the model, in whose attributes this is
         self._types = list(map(type, self._modules))
-        self._originals = [(each.__dict__, originals) for _, originals, each in members]
+        self._originals = [
+            (each.__dict__, list(held_originals(each)), originals) for _, originals, each in members
+        ]
         pairs = [(each, parametrizations) for each, _, parametrizations in members]
         self._hooks = [module.__dict__[name] for pair in pairs for module in pair for name in HOOKS]
         self._members = [(each.__dict__, parametrizations) for each, parametrizations in pairs]
@@ -59,7 +61,7 @@ class Way:
         )
 
     def _tensors_now(self) -> Iterator[Tensor]:
-        for (own, _), (known, _) in zip(self._originals, self._members, strict=True):
+        for (own, *_), (known, _) in zip(self._originals, self._members, strict=True):
             for each in (own, known):
                 for tensors in (each["_parameters"], each["_buffers"]):
                     yield from (tensor for tensor in tensors.values() if tensor is not None)
@@ -79,8 +81,9 @@ class Way:
         )
 
     def _originals_are(self) -> Iterator[bool]:
-        for known, originals in self._originals:
-            yield all(map(is_, (known["_parameters"] or known["_buffers"]).values(), originals))
+        for known, names, originals in self._originals:
+            held = known["_parameters"] or known["_buffers"]
+            yield list(held) == names and all(map(is_, held.values(), originals))
 
     def _hand_out(self, all_prepared: Sequence[PreparedWeight], common: Circumstances) -> None:
         """Let reads in this forward get what is prepared."""
@@ -107,7 +110,7 @@ class Way:
         return True
 
 
-class Access(Way):
+class Recomputing(Way):
     """The accesses of each kind of parametrization are made again."""
 
     def __init__(
@@ -119,7 +122,7 @@ class Access(Way):
         self._prepared = [each.without_tensor() for each in all_prepared]
 
     @classmethod
-    def of(cls, model: nn.Module, kinds: Kinds) -> Access | None:
+    def of(cls, model: nn.Module, kinds: Kinds) -> Recomputing | None:
         """As this forward was prepared; None where it cannot be done again."""
         repeated: list[Repeated] = []
         members: list[Member] = []
@@ -137,7 +140,7 @@ class Access(Way):
     def prepare(self, model: nn.Module, forward: FrameType) -> bool:
         if not self._fits(model) or not all(repeated.holds() for repeated in self._kinds):
             return False
-        common = Circumstances(self._originals[0][1][0].device, forward)
+        common = Circumstances(self._originals[0][2][0].device, forward)
         all_prepared: list[PreparedWeight] = []
         for repeated in self._kinds:
             weights, output = repeated()
@@ -150,7 +153,7 @@ class Access(Way):
         return True
 
 
-class Evaluation(Way):
+class Reusing(Way):
     """Nothing is to be computed: evaluations without gradients serve as long as nothing changes.
 
     It does not keep them: they are given back as soon as their parametrizations want others.

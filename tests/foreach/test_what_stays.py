@@ -9,6 +9,7 @@ import torch
 from torch import nn
 from torch.func import functional_call
 from torch.multiprocessing.reductions import StorageWeakRef
+from torch.nn.utils import prune
 
 from snorm_triton import (
     apply_orthogonal,
@@ -111,7 +112,7 @@ def test_epochs_of_training_and_evaluation(apply):
         evaluate(model)
         evaluated = memories([model.first.weight, model.last.weight])
         assert count(evaluated) == 2
-        assert sorted(ways_of(model)) == ["Access", "Evaluation"]
+        assert sorted(ways_of(model)) == ["Recomputing", "Reusing"]
 
 
 @pytest.mark.usefixtures("no_collection")
@@ -268,3 +269,20 @@ def test_a_replica_reads_no_evaluation_of_its_original(apply, foreach):
         parameter.mul_(2)
     assert replica.first.weight.data_ptr() != model.first.weight.data_ptr()
     assert torch.equal(replica(X), changed(X))
+
+
+def test_a_pruned_original_is_iterated_on_once():
+    together, apart = (
+        apply_spectral_norm(nn.Sequential(nn.Linear(8, 8)), foreach=foreach)
+        for foreach in (True, False)
+    )
+    apart.load_state_dict(together.state_dict())
+    x = torch.randn(2, 8)
+    for model in (together, apart):
+        for _ in range(3):
+            model(x).sum().backward()
+        prune.l1_unstructured(model[0].parametrizations.weight, "original", amount=0.5)
+    for _ in range(2):
+        assert torch.equal(together(x), apart(x))
+    norms = [model[0].parametrizations.weight[0] for model in (together, apart)]
+    assert torch.equal(norms[0]._u, norms[1]._u)
