@@ -311,7 +311,7 @@ def test_the_owner_of_a_buffer_is_known_as_long_as_it_lives():
 
 def test_checkpoints_of_an_unknown_torch_are_told_of(monkeypatch):
     monkeypatch.setattr(checkpoints, "FILE", "elsewhere.py")
-    checkpoints._are_known.cache_clear()
+    monkeypatch.setattr(checkpoints, "_are_known", checkpoints._are_known.__wrapped__)
     model = discriminator()
     with pytest.warns(UserWarning, match="checkpoints of torch .* are not known"):
         not_reentrant(model, leaf())
