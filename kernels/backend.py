@@ -3,6 +3,7 @@
 from .gradient import rescale_backward
 from .normalize import normalize
 from .rounds import rounds
+from .row_rounds import row_rounds
 from .together import normalize as normalize_together
 from .together_backward import rescale_backward as rescale_backward_together
 from .weight_norm import scale_rows, scale_rows_backward
@@ -15,6 +16,7 @@ __all__ = [
     "rescale_backward",
     "rescale_backward_together",
     "rounds",
+    "row_rounds",
     "scale_rows",
     "scale_rows_backward",
     "scale_rows_backward_together",

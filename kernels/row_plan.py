@@ -15,7 +15,7 @@ from .plan import OUT_UNIT
 from .table import WIDE, Column, Table, sizes_of, upload
 
 
-class Rows(NamedTuple):
+class Layer(NamedTuple):
     """Where a layer's weight and the norms of its rows, g, lie, and how it is read."""
 
     weight: int
@@ -31,7 +31,7 @@ class RowPlan(NamedTuple):
     norms: int  # of all
 
 
-def plan_of(layers: tuple[Rows, ...], device: torch.device, norms_bytes: int) -> RowPlan:
+def plan_of(layers: tuple[Layer, ...], device: torch.device, norms_bytes: int) -> RowPlan:
     """The plan of these addresses, kept from call to call as :func:`.plan.plan_of` says."""
     build = _planned.__wrapped__ if launch.is_capturing(device) else _planned
     return build(layers, device, streams.current(device), norms_bytes)
@@ -39,7 +39,7 @@ def plan_of(layers: tuple[Rows, ...], device: torch.device, norms_bytes: int) ->
 
 @lru_cache(maxsize=256)
 def _planned(
-    layers: tuple[Rows, ...],
+    layers: tuple[Layer, ...],
     device: torch.device,
     stream: object,  # by which it is kept
     norms_bytes: int,

@@ -19,8 +19,8 @@ from .foreach_rows import foreach_scale_rows
 from .foreach_rows_backward import foreach_differentiate_rows
 from .grouping import fits_table, grouped
 from .parts import split
-from .row_plan import Rows, column_of, plan_of, tile_rows
-from .table import Table, upload
+from .row_plan import Layer, RowPlan, column_of, plan_of, tile_rows
+from .table import GRAD, NEW_U, OUT, SIGMA, Rows, Table, rows_of
 from .together import TYPES
 from .weight_norm import norms_dtype
 from .weight_norm import scale_rows as of_one_weight
@@ -29,7 +29,7 @@ from .weight_norm import scale_rows_backward as gradients_of_one_weight
 
 def scale_rows(calls: Sequence[RowScaling]) -> list[RowScaled]:
     """What :class:`RowScaled` says of each, of one device."""
-    return grouped(calls, _kind, _scale_rows, of_one_weight)
+    return grouped(calls, kind_of, _scale_rows, of_one_weight)
 
 
 def scale_rows_backward(calls: Sequence[RowScalingGradient]) -> list[tuple[Tensor, Tensor]]:
@@ -37,7 +37,8 @@ def scale_rows_backward(calls: Sequence[RowScalingGradient]) -> list[tuple[Tenso
     return grouped(calls, _gradient_kind, _scale_rows_backward, gradients_of_one_weight)
 
 
-def _kind(call: RowScaling) -> Hashable:
+def kind_of(call: RowScaling) -> Hashable:
+    """What calls that share a launch have in common; None of one that goes alone."""
     weight, view, g, dtype = call
     if not fits_table(weight) or _outlasts(view, norms_dtype(weight)):
         return None
@@ -56,10 +57,19 @@ def _outlasts(view: MatrixView, dtype: torch.dtype) -> bool:
 
 
 def _scale_rows(calls: Sequence[RowScaling]) -> list[RowScaled]:
-    weight, _, g, dtype = calls[0]
+    weight = calls[0].weight
+    layers = tuple([Layer(v.data_ptr(), g.data_ptr(), view) for v, view, g, _ in calls])
+    plan = plan_of(layers, weight.device, norms_dtype(weight).itemsize)
+    out, norms = launch_plan(plan, calls[0])
+    shapes = [(v.shape, v.stride()) for v, *_ in calls]
+    rows = torch.unsafe_split_with_sizes(norms, [call.view.M for call in calls])
+    return list(map(RowScaled, split(out, plan.outs, shapes), rows))
+
+
+def launch_plan(plan: RowPlan, call: RowScaling) -> tuple[Tensor, Tensor]:
+    """The scaled weights of a plan, and the norms of all; of calls of this one's kind."""
+    weight, _, g, dtype = call
     of_norms = norms_dtype(weight)
-    layers = tuple([Rows(v.data_ptr(), g.data_ptr(), view) for v, view, g, _ in calls])
-    plan = plan_of(layers, weight.device, of_norms.itemsize)
     out = weight.new_empty(sum(plan.outs), dtype=dtype)
     norms = weight.new_empty(plan.norms, dtype=of_norms)
     with launch.on_device_of(weight):
@@ -70,41 +80,45 @@ def _scale_rows(calls: Sequence[RowScaling]) -> list[RowScaled]:
             out_ptr=out,
             norms_ptr=norms,
         )
-    shapes = [(v.shape, v.stride()) for v, *_ in calls]
-    rows = torch.unsafe_split_with_sizes(norms, [call.view.M for call in calls])
-    return list(map(RowScaled, split(out, plan.outs, shapes), rows))
+    return out, norms
 
 
 def _scale_rows_backward(calls: Sequence[RowScalingGradient]) -> list[tuple[Tensor, Tensor]]:
-    grad, weight, _, g, norms = calls[0]
     results = [(torch.empty_like(call.weight), torch.empty_like(call.g)) for call in calls]
-    table = _gradient_table(calls, results)
-    with launch.on_device_of(weight):
-        launch.run(
-            foreach_differentiate_rows,
-            table.programs[0],
-            **_arguments(table, weight, g, norms.dtype),
-            norms_ptr=norms,
-            GRAD_TYPE=TYPES[grad.dtype],
-        )
+    grad, weight, *_, norms = calls[0]
+    forwards = [RowScaling(v, view, g, v.dtype) for _, v, view, g, _ in calls]
+    rows = gradient_rows(forwards, norms.element_size())
+    for row, tensors in (
+        (SIGMA, [call.norms for call in calls]),
+        (GRAD, [call.grad for call in calls]),
+        (OUT, [grad_v for grad_v, _ in results]),
+        (NEW_U, [grad_g for _, grad_g in results]),
+    ):
+        rows.put(row.value, [tensor.data_ptr() for tensor in tensors])
+    launch_gradients(rows.on(weight.device), grad, forwards[0], norms)
     return results
 
 
-def _gradient_table(
-    calls: Sequence[RowScalingGradient], results: Sequence[tuple[Tensor, Tensor]]
-) -> Table:
-    columns = [
-        column_of(view, norms.element_size())._replace(
-            weight=weight.data_ptr(),
-            u=g.data_ptr(),
-            sigma=norms.data_ptr(),
-            out=grad_v.data_ptr(),
-            grad=grad.data_ptr(),
-            new_u=grad_g.data_ptr(),
+def launch_gradients(table: Table, grad: Tensor, call: RowScaling, norms: Tensor) -> None:
+    """The launch, of tensors with the dtypes of these."""
+    with launch.on_device_of(norms):
+        launch.run(
+            foreach_differentiate_rows,
+            table.programs[0],
+            **_arguments(table, call.weight, call.g, norms.dtype),
+            norms_ptr=norms,
+            GRAD_TYPE=TYPES[grad.dtype],
         )
-        for (grad, weight, view, g, norms), (grad_v, grad_g) in zip(calls, results, strict=True)
-    ]
-    return upload(columns, calls[0].weight.device)
+
+
+def gradient_rows(calls: Sequence[RowScaling], norms_bytes: int) -> Rows:
+    """The table but for the addresses of the norms, the gradients that come and those to be."""
+    return rows_of(
+        [
+            column_of(view, norms_bytes)._replace(weight=weight.data_ptr(), u=g.data_ptr())
+            for weight, view, g, _ in calls
+        ]
+    )
 
 
 def _arguments(table: Table, weight: Tensor, g: Tensor, dtype: torch.dtype) -> dict[str, Any]:

@@ -12,7 +12,7 @@ from .calls import Call, GradientCall, Gradients, Normalized, Step
 from .matrix_view import MatrixView
 from .rescaling import PLAIN, Rescaling
 from .rounds import Rounds
-from .row_scaling import RowScaled, RowScaling, RowScalingGradient
+from .row_scaling import RowRounds, RowScaled, RowScaling, RowScalingGradient
 
 
 class Backend(Protocol):
@@ -72,3 +72,6 @@ class Backend(Protocol):
         self, calls: Sequence[RowScalingGradient]
     ) -> list[tuple[Tensor, Tensor]]:
         """That of each, of one device."""
+
+    def row_rounds(self, calls: Sequence[RowScaling]) -> RowRounds | None:
+        """What scales these again and again; None where nothing is gained by it."""

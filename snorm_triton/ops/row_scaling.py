@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from typing import NamedTuple
+from collections.abc import Sequence
+from typing import NamedTuple, Protocol
 
 import torch
 from torch import Tensor
@@ -42,3 +43,18 @@ class RowScalingGradient(NamedTuple):
     view: MatrixView
     g: Tensor
     norms: Tensor
+
+
+class RowRounds(Protocol):
+    """What scales the rows of the same weights again and again."""
+
+    def __call__(self) -> tuple[list[Tensor], Tensor]:
+        """The scaled weights, each fresh, and the norms of the rows of all."""
+
+    def norms_of(self, member: int, norms: Tensor) -> Tensor:
+        """Those of one weight, shape (M,), among the norms of all."""
+
+    def gradients(
+        self, norms: Tensor, members: Sequence[int], grads: Sequence[Tensor]
+    ) -> Sequence[tuple[Tensor, Tensor]]:
+        """As ``scale_rows_backward_together``, of these members, grads laid out as they."""

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Any, NamedTuple
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -16,17 +16,7 @@ from .backend import Backend
 from .estimates import modified
 from .matrix_view import MatrixView, like_weight
 from .row_scaling import RowScalingGradient
-
-
-class Scaled(NamedTuple):
-    """What the gradient of a scaled weight takes; its tensors are dense, and have no graph."""
-
-    weight: Tensor
-    view: MatrixView
-    g: Tensor
-    norms: Tensor
-    dim: int | None
-    versions: tuple[int, int]
+from .scaled import Scaled, ScaledTogether
 
 
 class _Node(EagerFunction):  # type: ignore[misc]
@@ -98,9 +88,12 @@ class ScaleRowsOfMany(_Node):
         result: list[Tensor | None] = [None] * (2 * n)
         given = [grads[i] for i in used]
         is_compiling = torch.compiler.is_compiling()
+        is_watched = is_compiling or functorch.taken_of(given) or torch.is_grad_enabled()
+        if type(ctx.scaled) is ScaledTogether and not is_watched:
+            return None, *ctx.scaled.gradients(grads, ctx.originals[n:])
         for i in () if is_compiling else used:
             _check_unchanged(ctx.scaled[i], ctx.originals[n + i])
-        if is_compiling or functorch.taken_of(given) or torch.is_grad_enabled():
+        if is_watched:
             gradients = [
                 torch_row_scaling.gradient(
                     grads[i], ctx.originals[i], ctx.originals[n + i], ctx.scaled[i].dim

@@ -15,6 +15,7 @@ from .matrix_view import MatrixView, flat
 from .power_iteration import estimate
 from .rescaling import PLAIN, Rescaling, divides, divisor, nonzero, rescaled
 from .rounds import EachTime
+from .torch_row_scaling import row_rounds as row_rounds
 from .torch_row_scaling import scale_rows as scale_rows
 from .torch_row_scaling import scale_rows_backward as scale_rows_backward
 from .torch_row_scaling import scale_rows_backward_together as scale_rows_backward_together

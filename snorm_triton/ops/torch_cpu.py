@@ -29,6 +29,7 @@ from .torch_cpu_row_scaling import scale_rows as scale_rows
 from .torch_cpu_row_scaling import scale_rows_backward as scale_rows_backward
 from .torch_cpu_row_scaling import scale_rows_backward_together as scale_rows_backward_together
 from .torch_cpu_row_scaling import scale_rows_together as scale_rows_together
+from .torch_row_scaling import row_rounds as row_rounds
 
 _Estimated = tuple[Tensor, Tensor, Tensor, float]  # u, v and sigma, and sigma as a number
 _SMALL, _LARGE = 2.0**-30, 2.0**30  # between them no square loses anything that counts

@@ -52,6 +52,11 @@ def scale_rows_backward_together(
     return [scale_rows_backward(*call) for call in calls]
 
 
+def row_rounds(calls: Sequence[RowScaling]) -> None:
+    """As :class:`snorm_triton.ops.backend.Backend` says."""
+    return None
+
+
 def weight_norm(weight: Tensor, g: Tensor, dim: int | None, dtype: torch.dtype) -> Tensor:
     """``g v / |v|`` in ``dtype``, differentiable in both, for whatever transforms or traces it.
 

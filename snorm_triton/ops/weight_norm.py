@@ -18,14 +18,15 @@ from ..torch_internals.checkpoints import unseen
 from ..torch_internals.parametrize import fused_weight_norm
 from ..torch_internals.storage import version
 from ..torch_internals.tracing import is_tracing
-from . import recomputation, torch_cpu, torch_row_scaling
+from . import dispatch, recomputation, torch_cpu, torch_row_scaling
 from .autograd import buckets
 from .backend import Backend
-from .dispatch import backend_for, place
+from .dispatch import backend_for
 from .matrix_view import MatrixView
 from .modes.composite import without_autocast
 from .row_scaling import RowScaling
-from .row_scaling_nodes import Scaled, ScaleRows, ScaleRowsOfMany
+from .row_scaling_nodes import ScaleRows, ScaleRowsOfMany
+from .scaled import Scaled
 from .torch_cpu_row_scaling import HAS_FUSED, all_regular
 
 PLAIN = (Tensor, Parameter)
@@ -53,7 +54,7 @@ def normalized(
     weight: Tensor, g: Tensor, dim: int | None, dtype: torch.dtype, name: str = "auto"
 ) -> Tensor:
     """As :func:`normalize`, of a :class:`WeightNormAccess` that is none yet."""
-    if _is_composite(weight, g):
+    if is_composite(weight, g):
         return without_autocast(
             weight.device.type, torch_row_scaling.weight_norm, weight, g, dim, dtype
         )
@@ -69,7 +70,7 @@ def normalized(
 
 
 def _by_node(weight: Tensor, g: Tensor, dim: int | None, dtype: torch.dtype, name: str) -> Tensor:
-    backend, dense, view = _place(weight, dim, name)
+    backend, dense, view = place(weight, dim, name)
     scaled: Tensor = ScaleRows.apply(backend, view, dim, dtype, dense, g)
     return scaled
 
@@ -79,10 +80,10 @@ def normalize_together(accesses: Sequence[WeightNormAccess]) -> list[Tensor]:
     results: dict[int, Tensor] = {}
     groups: dict[tuple[Backend, torch.device], list[tuple[int, Placed]]] = {}
     for i, access in enumerate(accesses):
-        if _is_composite(access.weight, access.g):
+        if is_composite(access.weight, access.g):
             results[i] = normalize(access)
             continue
-        backend, dense, view = _place(access.weight, access.dim, access.backend)
+        backend, dense, view = place(access.weight, access.dim, access.backend)
         if backend is torch_cpu:
             results[i] = normalize(access)
         else:
@@ -94,7 +95,7 @@ def normalize_together(accesses: Sequence[WeightNormAccess]) -> list[Tensor]:
     return [results[i] for i in range(len(accesses))]
 
 
-def _is_composite(weight: Tensor, g: Tensor) -> bool:
+def is_composite(weight: Tensor, g: Tensor) -> bool:
     """Whether torch's own operations take it, one by one: compiled, transformed, traced, sharded.
 
     A compiler makes one kernel of them by itself.
@@ -112,8 +113,9 @@ def _is_composite(weight: Tensor, g: Tensor) -> bool:
     )
 
 
-def _place(weight: Tensor, dim: int | None, name: str) -> tuple[Backend, Tensor, MatrixView]:
-    backend, dense, view = place(weight, dim or 0, name)
+def place(weight: Tensor, dim: int | None, name: str) -> tuple[Backend, Tensor, MatrixView]:
+    """What computes a weight, the weight made dense, and its view, of one row where dim is None."""
+    backend, dense, view = dispatch.place(weight, dim or 0, name)
     return backend, dense, view if dim is not None else MatrixView(1, 1, dense.numel())
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from functools import partial
 from typing import Any
 
 import torch
@@ -11,6 +12,7 @@ from torch import Tensor
 from ..ops import weight_norm
 from ..ops.rounds import facts_of
 from ..ops.weight_norm import WeightNormAccess
+from ..ops.weight_norm_standing import standing
 from .base import Parametrization
 
 
@@ -20,7 +22,7 @@ class WeightNormRounds:
     def __init__(
         self, parametrizations: Sequence[Parametrization], accesses: Sequence[WeightNormAccess]
     ) -> None:
-        self._accesses = accesses
+        self._again = standing(accesses) or partial(weight_norm.normalize_together, accesses)
         self._members = [(each.__dict__, each.options) for each in parametrizations]
         self._originals = [x for access in accesses for x in (access.weight, access.g)]
         self._facts = facts_of(self._originals)
@@ -39,7 +41,7 @@ class WeightNormRounds:
 
     def __call__(self) -> tuple[list[Tensor], Callable[[int, Tensor], Any]]:
         """A round of them."""
-        return weight_norm.normalize_together(self._accesses), _output
+        return self._again(), _output
 
 
 def _output(i: int, weight: Tensor) -> tuple[Tensor]:

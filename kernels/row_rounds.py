@@ -1,0 +1,83 @@
+"""The launches that scale the rows of the same weights, forward after forward, set up once."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from functools import lru_cache, partial
+from itertools import accumulate
+
+import torch
+from torch import Tensor
+
+from ..ops.row_scaling import RowScaling, RowScalingGradient
+from . import launch
+from .grouping import fits_table
+from .parts import split
+from .row_plan import Layer, plan_of
+from .table import GRAD, NEW_U, OUT, SIGMA, Rows
+from .weight_norm import norms_dtype
+from .weight_norm_together import (
+    gradient_rows,
+    kind_of,
+    launch_gradients,
+    launch_plan,
+    scale_rows_backward,
+)
+
+_KEPT = 16  # tables of gradients, of those members that a backward has reached
+
+
+def row_rounds(calls: Sequence[RowScaling]) -> RowRounds | None:
+    """As :class:`snorm_triton.ops.backend.Backend` says: of calls that share their launch."""
+    kinds = {kind_of(call) for call in calls}
+    return RowRounds(calls) if len(calls) > 1 and len(kinds) == 1 and None not in kinds else None
+
+
+class RowRounds:
+    """As :class:`snorm_triton.ops.row_scaling.RowRounds` says."""
+
+    def __init__(self, calls: Sequence[RowScaling]) -> None:
+        weight = calls[0].weight
+        self._calls = calls
+        self._itemsize = norms_dtype(weight).itemsize
+        layers = [Layer(v.data_ptr(), g.data_ptr(), view) for v, view, g, _ in calls]
+        self._plan = plan_of(tuple(layers), weight.device, self._itemsize)
+        self._shapes = [(call.weight.shape, call.weight.stride()) for call in calls]
+        self._starts = list(accumulate((call.view.M for call in calls), initial=0))
+        make = partial(_gradient_rows, calls, self._itemsize)
+        self._rows_of = lru_cache(maxsize=_KEPT)(make)
+
+    def __call__(self) -> tuple[list[Tensor], Tensor]:
+        out, norms = launch_plan(self._plan, self._calls[0])
+        return split(out, self._plan.outs, self._shapes), norms
+
+    def norms_of(self, member: int, norms: Tensor) -> Tensor:
+        return norms[self._starts[member] : self._starts[member + 1]]
+
+    def gradients(
+        self, norms: Tensor, members: Sequence[int], grads: Sequence[Tensor]
+    ) -> Sequence[tuple[Tensor, Tensor]]:
+        calls = [self._calls[i] for i in members]
+        alike = all(grad.dtype == grads[0].dtype for grad in grads) and fits_table(*grads)
+        if len(members) < 2 or not alike or launch.is_capturing(norms.device):
+            return scale_rows_backward(
+                [
+                    RowScalingGradient(grad, v, view, g, self.norms_of(i, norms))
+                    for i, grad, (v, view, g, _) in zip(members, grads, calls, strict=True)
+                ]
+            )
+        rows = self._rows_of(tuple(members)).copy()  # another thread may fill its own
+        of_weights = [torch.empty_like(call.weight) for call in calls]
+        of_gs = [torch.empty_like(call.g) for call in calls]
+        base = norms.data_ptr()
+        rows.put(SIGMA.value, [base + self._starts[i] * self._itemsize for i in members])
+        rows.put(OUT.value, list(map(Tensor.data_ptr, of_weights)))
+        rows.put(GRAD.value, list(map(Tensor.data_ptr, grads)))
+        rows.put(NEW_U.value, list(map(Tensor.data_ptr, of_gs)))
+        launch_gradients(rows.on(norms.device), grads[0], calls[0], norms)
+        return list(zip(of_weights, of_gs, strict=True))
+
+
+def _gradient_rows(calls: Sequence[RowScaling], itemsize: int, members: tuple[int, ...]) -> Rows:
+    """The table of their gradients but for what differs from one backward to the next."""
+    return gradient_rows([calls[i] for i in members], itemsize)
