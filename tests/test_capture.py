@@ -76,14 +76,16 @@ STEPS = [iterate, train, replay, evaluate]
 @pytest.mark.parametrize("step", STEPS, ids=lambda step: step.__name__)
 def test_spectral_norms(step, policy, foreach, monkeypatch):
     options = {"power_iter": policy, "cache_evaluation": False}
-    model = apply_spectral_norm(Weights(), foreach=foreach, **options)
+    with stubbed_launches():
+        model = apply_spectral_norm(Weights(), foreach=foreach, **options)
     assert_nothing_new_is_captured(model, step, monkeypatch)
 
 
 @pytest.mark.parametrize("foreach", [True, False], ids=["foreach", "one by one"])
 @pytest.mark.parametrize("step", [train, evaluate], ids=lambda step: step.__name__)
 def test_weight_norms(step, foreach, monkeypatch):
-    model = apply_weight_norm(Weights(), foreach=foreach, cache_evaluation=False)
+    with stubbed_launches():
+        model = apply_weight_norm(Weights(), foreach=foreach, cache_evaluation=False)
     assert_nothing_new_is_captured(model, step, monkeypatch)
 
 

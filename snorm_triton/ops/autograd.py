@@ -57,7 +57,7 @@ class Rescale(EagerFunction):  # type: ignore[misc]
         given = grads if len(grads) == 1 else [grad for grad in grads if grad is not None]
         watched = torch.compiler.is_compiling() or functorch.taken_of(given)
         if len(grads) == 1 and not watched and not torch.is_grad_enabled():
-            gradient, of_scale = ctx.backend.rescale_backward(*_call(ctx.estimates[0], grads[0]))
+            gradient, of_scale = ctx.backend.rescale_backward(*_taken(ctx.estimates[0], grads[0]))
             return (None, gradient) if len(ctx.inputs) == 1 else (None, gradient, of_scale)
         used = [i for i, grad in enumerate(grads) if grad is not None]
         if type(ctx.estimates) is Estimates and not watched and not torch.is_grad_enabled():
@@ -162,11 +162,15 @@ def _of_round(
 
 
 def _call(estimate: Estimate, grad: Tensor) -> GradientCall:
+    return GradientCall(*_taken(estimate, grad))
+
+
+def _taken(estimate: Estimate, grad: Tensor) -> tuple[Any, ...]:
     """What a backend is asked for: the gradient, and what the forward took."""
     weight, version, view, dim, u, v, sigma, rescaling, _ = estimate
     if weight._version != version or rescaling.learned is not None:
         estimate.check_versions()
-    return GradientCall(_laid_out(grad, weight, view, dim), weight, view, u, v, sigma, rescaling)
+    return _laid_out(grad, weight, view, dim), weight, view, u, v, sigma, rescaling
 
 
 def _laid_out(grad: Tensor, weight: Tensor, view: MatrixView, dim: int) -> Tensor:

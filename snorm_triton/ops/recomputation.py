@@ -92,11 +92,6 @@ class _Context(AbstractContextManager[None]):
         _entered.checkpoints.remove(self.entries.pop())
 
 
-def is_entered() -> bool:
-    """Whether this is inside of one of the contexts of :func:`checkpoint_contexts`."""
-    return bool(_entered.checkpoints)
-
-
 def is_possible() -> bool:
     """Whether this may be a recomputation, or be recomputed where gradients are on."""
     return (

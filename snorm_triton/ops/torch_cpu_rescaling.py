@@ -65,10 +65,15 @@ def rescale_backward(
     rescaling: Rescaling = PLAIN,
 ) -> Gradients:
     """As :class:`snorm_triton.ops.backend.Backend` says."""
-    dtype, wide, number, learned = weight.dtype, u.dtype, sigma.item(), rescaling.learned
-    by, unscaled = divisor(sigma, number, rescaling)
+    dtype, wide, number = weight.dtype, u.dtype, sigma.item()
+    if view.K != 1:
+        v = view.columns_to_memory(v)
     is_wide = grad.dtype == dtype == wide
-    wide_weight, wide_grad = weight, grad
+    if is_wide and rescaling is PLAIN and abs(number) >= _TINY[wide]:  # in fewest steps
+        along = torch.dot(flat(weight), flat(grad)).item() / number
+        return Gradients(_gradient_like(weight, grad, view, u, v, sigma, along, is_wide))
+    by, unscaled = divisor(sigma, number, rescaling)
+    learned, wide_weight, wide_grad = rescaling.learned, weight, grad
     if not is_wide:
         wide_weight, wide_grad = widened(weight, wide), widened(grad, wide)
         is_wide = wide_grad.dtype == wide_weight.dtype == wide
@@ -78,8 +83,6 @@ def rescale_backward(
     if not unscaled:  # a product with a constant
         gradient = divide(grad, by, dtype)
     else:
-        if view.K != 1:
-            v = view.columns_to_memory(v)
         along = inner / number
         gradient = _gradient_like(weight, wide_grad, view, u, v, by, along, is_wide)
     if learned is None:
@@ -99,7 +102,7 @@ def _gradient_like(
     is_wide: bool,
 ) -> Tensor:
     """``(G - along u v^T) / by`` in the dtype and layout of ``weight``."""
-    dtype, wide = weight.dtype, by.dtype
+    dtype, wide = weight.dtype, u.dtype
     operand = view.operand(grad)
     if not is_wide:
         result = torch.empty_like(weight, dtype=dtype)

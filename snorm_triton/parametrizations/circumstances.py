@@ -9,7 +9,7 @@ import torch
 
 from ..ops import recomputation, streams
 from ..torch_internals import functorch
-from ..torch_internals.autograd import backward_id, saved_tensors_hooks
+from ..torch_internals.autograd import backward_id
 from ..torch_internals.checkpoints import FILE as CHECKPOINT_FILE
 from . import updates
 from .base import evaluations
@@ -51,11 +51,7 @@ class Circumstances:
         if (
             self.with_grad is not torch.is_grad_enabled()
             or self.steps != updates.steps
-            or backward_id() != -1
-            or saved_tensors_hooks(True) is not None
-            or evaluations.depth
-            or recomputation.is_entered()
-            or functorch.active()
+            or not is_plain()
         ):
             return False
         if self.handle is not None and (
@@ -65,6 +61,14 @@ class Circumstances:
             return False
         # Without gradients this may be the forward of a reentrant checkpoint: its frame tells.
         return is_running(self.frame, past_checkpoints=self.with_grad)
+
+
+def is_plain() -> bool:
+    """Whether an access here is no recomputation, no evaluation, and nobody else's to look into.
+
+    Without gradients it may be in a reentrant checkpoint all the same.
+    """
+    return not (recomputation.is_possible() or evaluations.depth or functorch.active())
 
 
 def is_running(frame: FrameType | None, past_checkpoints: bool = True) -> bool:

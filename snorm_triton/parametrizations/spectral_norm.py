@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+from contextlib import nullcontext
 from dataclasses import replace
 from typing import Any, Unpack
 from weakref import ReferenceType
@@ -29,6 +30,7 @@ from .options import OPTIONS, Options, SpectralNormOptions
 from .prepared import prepared_evaluation
 from .singular_vectors import SingularVectors
 from .spectral_rounds import spectral_rounds
+from .standing_access import StandingAccess, standing_access
 
 
 class SpectralNormParametrization(SingularVectors):
@@ -60,7 +62,8 @@ class SpectralNormParametrization(SingularVectors):
     _updated_for: tuple[object, ...] | None = None  # what the last iteration was of
     # An own tensor of that iteration's graph, and how many backwards there were by then.
     _graph: tuple[ReferenceType[Tensor], int]
-    transient = (*SingularVectors.transient, "_updated_for", "_graph")
+    standing: StandingAccess | None = None  # what makes the last access again
+    transient = (*SingularVectors.transient, "_updated_for", "_graph", "standing")
     options: SpectralNormOptions
 
     def __init__(
@@ -103,13 +106,17 @@ class SpectralNormParametrization(SingularVectors):
         """``weight / sigma``, of the weight's shape, dtype and memory layout."""
         if weight.ndim == 1:
             return self._divide_by_length(weight)
-        prepared: Prepared | None = self.__dict__.get("prepared")  # past Module's attribute lookup
+        known = self.__dict__  # past Module's attribute lookup
+        if not torch.compiler.is_compiling():
+            standing: StandingAccess | None = known.get("standing")
+            if standing is not None and standing.holds(weight, known):
+                known["is_sigma_known"], known["_evaluated"] = True, None
+                return standing.iterate(weight)
+        prepared: Prepared | None = known.get("prepared")
         if prepared is not None and prepared.serves((weight,), self):
             return prepared.hand_over((weight,), self)
         checkpoints = recomputation.around_access()
-        if not checkpoints:
-            return self._normalize(weight, checkpoints)
-        with unseen():
+        with unseen() if checkpoints else nullcontext():
             return self._normalize(weight, checkpoints)
 
     def _normalize(self, weight: Tensor, checkpoints: recomputation.Checkpoints | None) -> Tensor:
@@ -117,6 +124,9 @@ class SpectralNormParametrization(SingularVectors):
         output = mode.normalize(access)
         mode.write((access,), (output,))
         self.settle(access, output, checkpoints)
+        if checkpoints is not None:
+            standing = standing_access(self, access) if mode is modes.eager else None
+            self.__dict__["standing"] = standing
         return output.weight_sn
 
     def mode(self, weight: Tensor) -> modes.Mode:
@@ -213,7 +223,7 @@ class SpectralNormParametrization(SingularVectors):
 
     def replaced(self) -> None:
         """The weight, or u and v, are others than an access has left."""
-        self.prepared = None
+        self.prepared = self.standing = None
         if "_due" in self._buffers:
             self._updated_for = None
             if torch.is_inference_mode_enabled() or not self._due.is_inference():
@@ -232,6 +242,10 @@ class SpectralNormParametrization(SingularVectors):
             original = state_dict[f"{path.rpartition('.')[0]}.original"]
             u = state_dict[f"{path}._u"]
             state_dict[f"{path}._v"] = right_vector(original, u, self.dim, computed)
+
+    def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> Any:
+        self.standing = None
+        return super()._apply(fn, recurse)
 
     def __setstate__(self, state: dict[str, Any]) -> None:
         super().__setstate__(state)

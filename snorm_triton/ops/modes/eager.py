@@ -2,18 +2,21 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 
 import torch
 from torch import Tensor
 
+from ...torch_internals.autograd import foreach_copy_
 from ..autograd import Rescale, buckets, scales_of
 from ..backend import Backend
-from ..calls import Access, Call, Normalized, Replay
+from ..calls import Access, Call, Iterate, Normalized, Replay, Step
 from ..dispatch import place
 from ..estimates import Estimate
+from ..matrix_view import MatrixView
+from ..rescaling import Rescaling
 from ..state import write as write
-from .composite import has_autocast, rescale, without_autocast
+from .composite import rescale, without_autocast
 
 
 def normalize(access: Access) -> Normalized:
@@ -22,25 +25,67 @@ def normalize(access: Access) -> Normalized:
     if weight.numel() == 0:
         return Normalized((weight * 1).to(dtype), u, v, u.new_zeros(()))
     backend, dense, view = place(weight, dim, name)
-    data, kind = dense.detach(), weight.device.type
-    call = data, view, u, v, step, dtype, rescaling.detached()
-    if has_autocast(kind) and torch.is_autocast_enabled(kind):
-        normalized = without_autocast(kind, backend.normalize, *call)
-    else:
-        normalized = backend.normalize(*call)
+    return without_autocast(
+        *(weight.device.type, normalize_placed, weight, u, v, dim, step, dtype, rescaling),
+        *(backend, dense, view),
+    )
+
+
+Iteration = Callable[[Tensor], Tensor]
+"""An access to a weight of one kind, by its W / sigma; the live state is overwritten."""
+
+
+def iteration(access: Access) -> Iteration | None:
+    """What makes an access that iterates again.
+
+    None where the weight has to be made dense each time.
+    """
+    weight, u, v, dim, step, dtype, name, rescaling = access
+    backend, dense, view = place(weight, dim, name)
+    live = step.live if isinstance(step, Iterate) else None
+    if dense is not weight or live is None:
+        return None
+    buffers, taken = list(live), (u, v, dim, step, dtype, rescaling, backend)
+
+    def iterate(weight: Tensor) -> Tensor:
+        weight_sn, u, v, sigma, is_written = normalize_placed(weight, *taken, weight, view)
+        if not is_written:
+            foreach_copy_(buffers, [u, v, sigma])
+        return weight_sn
+
+    return iterate
+
+
+def normalize_placed(
+    weight: Tensor,
+    u: Tensor,
+    v: Tensor,
+    dim: int,
+    step: Step,
+    dtype: torch.dtype,
+    rescaling: Rescaling,
+    backend: Backend,
+    dense: Tensor,
+    view: MatrixView,
+) -> Normalized:
+    """As :func:`normalize`, where no autocast is on; the last three: as ``place`` says."""
+    data, learns = dense.detach(), rescaling.learned is not None
+    constant = rescaling.detached() if learns else rescaling
+    normalized = backend.normalize(data, view, u, v, step, dtype, constant)
     if not (torch.is_grad_enabled() and (weight.requires_grad or rescaling.requires_grad)):
         return normalized
     weight_sn, u, v, sigma, is_written = normalized
     if weight.is_complex():
         weight_sn, sigma = rescale(weight, u, v, dim, dtype, rescaling)
         return Normalized(weight_sn, u, v, sigma, is_written)
-    taken = data, data._version, view, dim, u, v, sigma, rescaling, rescaling.version
+    of_scale = rescaling.version if learns else 0
+    taken = data, data._version, view, dim, u, v, sigma, rescaling, of_scale
     computed = backend, (Estimate(*taken),), (weight_sn,)
     # Its output is weight_sn itself, which is differentiable from here on.
-    if rescaling.learned is None:
-        Rescale.apply(computed, dense)
-    else:
+    if learns:
         Rescale.apply(computed, dense, rescaling.learned)
+    else:
+        Rescale.apply(computed, dense)
     return normalized
 
 
