@@ -3,6 +3,7 @@
 import copy
 import pickle
 import weakref
+from dataclasses import replace
 from unittest import mock
 
 import pytest
@@ -12,7 +13,7 @@ from torch.func import functional_call
 from torch.nn.utils import parametrize
 from torch.utils.checkpoint import checkpoint
 
-from snorm_triton import spectral_norm
+from snorm_triton import apply_spectral_norm, spectral_norm
 from snorm_triton.parametrizations import spectral_norm as parametrization_module
 from snorm_triton.parametrizations.base import evaluating
 
@@ -70,9 +71,24 @@ def put_parameter(layer):
     layer.parametrizations.weight.original = nn.Parameter(torch.ones(6, 4, 3).cumsum(1))
 
 
-def put_buffer(layer):
+def put_left_vector(layer):
+    parametrization = layer.parametrizations.weight[0]
+    parametrization._u = torch.ones_like(parametrization._u) / 6**0.5
+
+
+def put_right_vector(layer):
     parametrization = layer.parametrizations.weight[0]
     parametrization._v = torch.ones_like(parametrization._v) / 12**0.5
+
+
+def widen_left_vector(layer):
+    parametrization = layer.parametrizations.weight[0]
+    parametrization._u = parametrization._u.double()
+
+
+def widen_right_vector(layer):
+    parametrization = layer.parametrizations.weight[0]
+    parametrization._v = parametrization._v.double()
 
 
 def put_sigma(layer):
@@ -91,6 +107,15 @@ def load(layer):
 def load_and_assign(layer):
     state = {key: value + 0.1 for key, value in layer.state_dict().items()}
     layer.load_state_dict(state, assign=True)
+
+
+def iterate_more(layer):
+    parametrization = layer.parametrizations.weight[0]
+    parametrization.options = replace(parametrization.options, n_power_iterations=3)
+
+
+def join_a_model(layer):
+    apply_spectral_norm(layer, foreach=True)
 
 
 def freeze(layer):
@@ -213,11 +238,16 @@ CHANGES = [
     reverse_strides,
     narrow,
     put_parameter,
-    put_buffer,
+    put_left_vector,
+    put_right_vector,
+    widen_left_vector,
+    widen_right_vector,
     put_sigma,
     assign,
     load,
     load_and_assign,
+    iterate_more,
+    join_a_model,
     freeze,
     unfreeze,
     evaluate,
@@ -246,7 +276,9 @@ def after(change, **options):
     layer = layer_of(**options)
     for do in (train, train, train, change, train, train):
         do(layer)
-    return [*layer.state_dict().values(), *(each.grad for each in layer.parameters()), layer.weight]
+    grads = [each.grad for each in layer.parameters()]
+    sigma = layer.parametrizations.weight[0].sigma
+    return [*layer.state_dict().values(), *grads, sigma, layer.weight]
 
 
 @pytest.mark.parametrize("change", CHANGES)
@@ -280,6 +312,24 @@ def test_what_is_to_be_looked_at_each_time(options):
         train(layer)
         step(layer)
     assert layer.parametrizations.weight[0].standing is None
+
+
+@pytest.mark.filterwarnings("ignore:Initializing zero-element tensors")
+def test_weights_that_have_no_elements_or_no_memory():
+    empty = spectral_norm(nn.Linear(0, 3))
+    nowhere = layer_of().to("meta")
+    for _ in range(3):
+        assert empty(torch.ones(2, 0)).shape == (2, 3)
+        assert nowhere(torch.ones(2, 4, 5, device="meta")).shape == (2, 6, 3)
+
+
+@pytest.mark.filterwarnings("error")
+def test_complex_weights():
+    layer = spectral_norm(nn.Linear(4, 3, dtype=torch.complex64))
+    for _ in range(3):
+        layer(torch.ones(2, 4, dtype=torch.complex64)).abs().sum().backward()
+    exact = torch.linalg.matrix_norm(original_of(layer), 2)
+    assert layer.parametrizations.weight[0].sigma.isclose(exact, rtol=1e-3)
 
 
 def test_weights_in_half_precision_are_made_again():

@@ -5,9 +5,9 @@ from __future__ import annotations
 from typing import Any
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
-from ..ops.calls import Access, Iterate
+from ..ops.calls import Access
 from ..ops.modes import eager
 from ..ops.modes.composite import has_autocast
 from ..torch_internals.tracing import is_tracing
@@ -44,12 +44,10 @@ class StandingAccess:
 
 def standing_access(parametrization: Any, access: Access) -> StandingAccess | None:
     """What makes this access of eager mode again; None where it must be looked at each time."""
-    weight, u, v, _, step, *_ = access
+    weight, u, v, *_ = access
     buffers, options = parametrization._buffers, parametrization.options
     stands = (
-        type(step) is Iterate
-        and type(weight) is nn.Parameter
-        and weight.numel() > 0
+        weight.numel() > 0
         and not weight.is_complex()
         and buffers["_u"] is u
         and buffers["_v"] is v
