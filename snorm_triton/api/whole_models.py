@@ -11,7 +11,7 @@ from torch import nn
 from ..modules import whole_model
 from ..modules.spectral_norm import SpectralNormWrapper
 from ..modules.wrapper import Wrapper
-from ..ops.convolution import CONVOLUTIONS, TRANSPOSED
+from ..ops.convolution_geometry import CONVOLUTIONS, TRANSPOSED
 from ..parametrizations.options import Options
 from ..reports import check_model, constrained
 from ..selection import SPECTRAL_NORM, Constraint, Selection, left_out

@@ -9,7 +9,8 @@ from typing import Literal, get_args
 import torch
 from torch import Tensor, nn
 
-from ..ops.convolution import Convolution, ConvolutionModule
+from ..ops.convolution import Convolution
+from ..ops.convolution_geometry import ConvolutionModule
 from .gram import matrix_bound, symbol_bound
 from .grids import Axis, polyphase
 from .unfoldings import unfolding_bound

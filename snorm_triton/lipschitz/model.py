@@ -9,7 +9,8 @@ import torch
 from torch import Tensor, nn
 from torch.nn.utils.parametrize import type_before_parametrizations
 
-from ..ops.convolution import CONVOLUTIONS, TRANSPOSED, Convolution
+from ..ops.convolution import Convolution
+from ..ops.convolution_geometry import CONVOLUTIONS, TRANSPOSED
 from .bound import N_ITERATIONS, conv_norm_bound
 from .containers import Concatenation, Residual
 from .layers import FACTORS

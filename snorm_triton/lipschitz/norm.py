@@ -8,7 +8,8 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor, nn
 
-from ..ops.convolution import Convolution, ConvolutionModule
+from ..ops.convolution import Convolution
+from ..ops.convolution_geometry import ConvolutionModule
 from ..ops.power_iteration import unit
 from .weights import read_weight
 

@@ -9,7 +9,7 @@ from torch import Tensor, nn
 from torch.nn.parameter import is_lazy
 from torch.nn.utils.parametrize import is_parametrized
 
-from ..ops.convolution import CONVOLUTIONS, TRANSPOSED, ConvolutionModule
+from ..ops.convolution_geometry import CONVOLUTIONS, TRANSPOSED, ConvolutionModule
 from ..ops.dispatch import is_sharded
 from ..parametrizations.base import evaluating
 from ..torch_internals.parametrize import LegacySpectralNorm, LegacyWeightNorm

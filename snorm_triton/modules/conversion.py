@@ -23,6 +23,7 @@ from .copying import own_class
 from .lazy import waiting
 from .loading import forget_checkpoints
 from .spectral_norm import SpectralNormWrapper
+from .torch_hooks import take_spectral_norm_off
 from .whole_model import detach
 
 M = TypeVar("M", bound=nn.Module)
@@ -216,7 +217,7 @@ def _replace(each: Found, norm: nn.Module) -> None:
     if is_parametrized(module):
         own_class(module)
     if each.position is None:
-        _take_hook_off(module, each.norm)
+        take_spectral_norm_off(module, each.norm)
         # Unsafe is unchecked: the check is an access, which iterates.
         register_parametrization(module, name, norm, unsafe=True)
     all_lists: Any = module.parametrizations
@@ -230,24 +231,3 @@ def _replace(each: Found, norm: nn.Module) -> None:
     else:
         parametrizations.__class__ = ParametrizationList
         forget_checkpoints(module)
-
-
-def _take_hook_off(module: nn.Module, hook: LegacySpectralNorm) -> None:
-    """Give the module its parameter back, not normalized. torch's own removal bakes it in."""
-    name = hook.name
-    for hooks in (
-        module._forward_pre_hooks,
-        module._state_dict_hooks,
-        module._load_state_dict_pre_hooks,
-    ):
-        for key, registered in list(hooks.items()):
-            # The hooks of a state dict refer to the first; torch wraps the one that loads.
-            unwrapped = getattr(registered, "hook", registered)
-            owner = getattr(unwrapped, "fn", unwrapped)
-            if isinstance(owner, LegacySpectralNorm) and owner.name == name:
-                del hooks[key]
-    parameter = module._parameters.pop(f"{name}_orig")
-    for vector in (f"{name}_u", f"{name}_v"):
-        del module._buffers[vector]
-    module.__dict__.pop(name, None)
-    module.register_parameter(name, parameter)

@@ -19,8 +19,8 @@ from ..torch_internals.parametrize import (
     TorchWeightNorm,
 )
 from .lazy import waiting
+from .removal import take_off
 from .whole_model import detach
-from .wrapper import take_off
 
 _OURS = (SpectralNormParametrization, WeightNormParametrization, OrthogonalParametrization)
 _TORCHS = (TorchSpectralNorm, TorchWeightNorm, TorchOrthogonal)

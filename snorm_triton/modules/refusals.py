@@ -7,7 +7,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from ..ops.convolution import CONVOLUTIONS, TRANSPOSED
+from ..ops.convolution_geometry import CONVOLUTIONS, TRANSPOSED
 from ..ops.dispatch import is_sharded
 
 DTYPES = (

@@ -20,6 +20,7 @@ from .access import originals_of
 from .copying import own_class
 from .lazy import waiting
 from .loading import forget_checkpoints
+from .torch_hooks import take_weight_norm_off
 from .weight_norm import WeightNormWrapper
 from .whole_model import detach
 
@@ -152,7 +153,7 @@ def _replace(each: Found, norm: nn.Module) -> None:
         own_class(module)
     if isinstance(each.norm, LegacyWeightNorm):
         g, v = _originals(each)
-        _take_hook_off(module, each.norm)
+        take_weight_norm_off(module, each.norm)
         register_parametrization(module, name, norm, unsafe=True)
         _list_of(module, name)._parameters.update(original0=g, original1=v)
     else:
@@ -164,17 +165,6 @@ def _replace(each: Found, norm: nn.Module) -> None:
     else:
         parametrizations.__class__ = ParametrizationList
         forget_checkpoints(module)
-
-
-def _take_hook_off(module: nn.Module, hook: LegacyWeightNorm) -> None:
-    """Give the module a parameter in place of g, v and what the hook makes of them."""
-    for key, registered in list(module._forward_pre_hooks.items()):
-        if registered is hook:
-            del module._forward_pre_hooks[key]
-    del module._parameters[f"{hook.name}_g"]
-    v: Any = module._parameters.pop(f"{hook.name}_v")
-    module.__dict__.pop(hook.name, None)
-    module.register_parameter(hook.name, nn.Parameter(v.detach(), v.requires_grad))
 
 
 def _list_of(module: nn.Module, name: str) -> ParametrizationList:

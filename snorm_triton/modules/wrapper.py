@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from contextlib import AbstractContextManager, nullcontext
 from dataclasses import asdict
 from typing import Any, ClassVar
 
@@ -14,17 +13,16 @@ from torch.nn.utils.parametrize import (
     ParametrizationList,
     is_parametrized,
     register_parametrization,
-    remove_parametrizations,
 )
 
 from ..parametrizations.base import Parametrization, evaluating
 from ..parametrizations.options import ConstraintOptions
-from .access import originals_of
 from .copying import make_copyable
 from .fresh import constrain
 from .lazy import Waiting, waiting
 from .loading import forget_checkpoints, take_checkpoints
 from .refusals import check_removable, check_tensor, no_parameter
+from .removal import no_autocast, take_off
 
 # Their weights autocast leaves in float32, here or on some device.
 _NOT_CAST = (nn.Bilinear, nn.Embedding, nn.EmbeddingBag, nn.RNNBase, nn.RNNCellBase)
@@ -217,35 +215,6 @@ class Wrapper:
 
     def _where(self) -> str:
         return f"parameter {self.name!r} of {type(self.module).__name__}"
-
-
-def take_off(module: nn.Module, name: str, leave_parametrized: bool = True) -> None:
-    """Take all parametrizations off a parameter, without iterating."""
-    all_lists: Any = module.parametrizations
-    parametrizations: ParametrizationList = all_lists[name]
-    originals = list(originals_of(parametrizations).values())
-    for each in parametrizations:  # what lies in one piece with others is computed anew
-        if isinstance(each, Parametrization):
-            each.prepared = None
-    with evaluating(), no_autocast(originals[0]), torch.inference_mode(False):
-        remove_parametrizations(module, name, leave_parametrized)
-    if len(originals) > 1 and isinstance(originals[0], nn.Parameter):
-        # torch leaves a buffer where no gradient is taken.
-        weight: Any = module._parameters.pop(name, None)
-        weight = module._buffers.pop(name, weight)
-        requires_grad = any(each.requires_grad for each in originals)
-        module.register_parameter(name, nn.Parameter(weight.detach(), requires_grad))
-    if is_parametrized(module):
-        make_copyable(module)
-    if not waiting(module):
-        forget_checkpoints(module)
-
-
-def no_autocast(tensor: Tensor) -> AbstractContextManager[Any]:
-    """torch's checks take a weight in autocast's dtype for a mistake."""
-    kind = tensor.device.type
-    has_autocast = torch.amp.is_autocast_available(kind)
-    return torch.autocast(kind, enabled=False) if has_autocast else nullcontext()
 
 
 def _describe(value: object) -> str:

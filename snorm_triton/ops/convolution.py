@@ -3,41 +3,25 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
 from math import prod
 
 import torch.nn.functional as F
-from torch import Tensor, nn
+from torch import Tensor
 from torch.nn import grad
-from torch.nn.parameter import is_lazy
 
-from .padding import Pairs, pad, pad_adjoint, zero_pad
-
-Sizes = tuple[int, ...]
-
-CONVOLUTIONS = (nn.Conv1d, nn.Conv2d, nn.Conv3d)
-TRANSPOSED = (nn.ConvTranspose1d, nn.ConvTranspose2d, nn.ConvTranspose3d)
-ConvolutionModule = (
-    nn.Conv1d | nn.Conv2d | nn.Conv3d | nn.ConvTranspose1d | nn.ConvTranspose2d | nn.ConvTranspose3d
+from .convolution_geometry import (
+    ConvolutionModule,
+    Geometry,
+    Sizes,
+    check_input,
+    check_module,
+    geometry_of,
 )
+from .padding import Pairs, pad, pad_adjoint, zero_pad
 
 _CONVOLVE = (F.conv1d, F.conv2d, F.conv3d)
 _TRANSPOSE = (F.conv_transpose1d, F.conv_transpose2d, F.conv_transpose3d)
 _WEIGHT_GRADIENT = (grad.conv1d_weight, grad.conv2d_weight, grad.conv3d_weight)
-
-
-@dataclass(frozen=True)
-class Geometry:
-    """What a convolution does with its weight: all but the numbers in it."""
-
-    input_shape: Sizes  # (C, *spatial)
-    stride: Sizes
-    padding: Pairs
-    dilation: Sizes
-    output_padding: Sizes  # zeros, but where transposed
-    groups: int = 1
-    padding_mode: str = "zeros"  # or "circular", "reflect", "replicate"
-    transposed: bool = False
 
 
 class Convolution:
@@ -106,11 +90,11 @@ class Convolution:
             ValueError: ``input_shape`` has another rank or number of channels than the module
                 takes, or too small an image; or the module has not seen its first input yet.
         """
-        _check_module(module)
+        check_module(module)
         weight = module.weight if weight is None else weight
-        _check_input(module, input_shape, weight)
+        check_input(module, input_shape, weight)
         shape = tuple(int(size) for size in input_shape)
-        linear_map = cls(weight, _geometry(module, shape, tuple(weight.shape[2:])))
+        linear_map = cls(weight, geometry_of(module, shape, tuple(weight.shape[2:])))
         linear_map._check_size()
         return linear_map
 
@@ -206,48 +190,3 @@ def _batch(x: Tensor, shape: Sizes) -> Tensor:
 def _unbatch(result: Tensor, x: Tensor, shape: Sizes) -> Tensor:
     """With the leading dimensions that ``x`` has."""
     return result.reshape(*x.shape[: x.ndim - len(shape)], *result.shape[1:])
-
-
-def _check_module(module: nn.Module) -> None:
-    if not isinstance(module, CONVOLUTIONS + TRANSPOSED):
-        raise TypeError(f"module must be a convolution of torch, got {type(module).__name__}")
-    weight = module._parameters.get("weight")
-    if weight is not None and is_lazy(weight):
-        raise ValueError(f"module must have seen its first input, {type(module).__name__} has not")
-
-
-def _check_input(module: ConvolutionModule, input_shape: Sequence[int], weight: Tensor) -> None:
-    rank = weight.ndim - 1
-    if len(input_shape) != rank:
-        raise ValueError(
-            f"input_shape must have {rank} sizes for {type(module).__name__}, (C, *spatial) "
-            f"without the batch, got {tuple(input_shape)}"
-        )
-    # Of a lazy module, its own number is known with the first output.
-    channels = (
-        weight.shape[0] if isinstance(module, TRANSPOSED) else weight.shape[1] * module.groups
-    )
-    if input_shape[0] != channels:
-        raise ValueError(
-            f"input_shape must begin with {channels} channels, got {tuple(input_shape)}"
-        )
-
-
-def _geometry(module: ConvolutionModule, input_shape: Sizes, kernel: Sizes) -> Geometry:
-    if isinstance(module.padding, str):
-        same = module.padding == "same"
-        spans = zip(module.dilation, kernel, strict=True)
-        totals = [d * (k - 1) if same else 0 for d, k in spans]
-        padding: Pairs = tuple((total // 2, total - total // 2) for total in totals)
-    else:
-        padding = tuple((p, p) for p in module.padding)
-    return Geometry(
-        input_shape,
-        tuple(module.stride),
-        padding,
-        tuple(module.dilation),
-        tuple(module.output_padding),
-        module.groups,
-        module.padding_mode,
-        isinstance(module, TRANSPOSED),
-    )

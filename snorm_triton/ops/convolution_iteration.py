@@ -6,7 +6,8 @@ import torch
 from torch import Tensor
 
 from .calls import State, Step
-from .convolution import Convolution, Geometry
+from .convolution import Convolution
+from .convolution_geometry import Geometry
 from .power_iteration import estimate
 
 

@@ -6,7 +6,8 @@ from torch import Tensor
 
 from ..ops import modes
 from ..ops.calls import Iterate, State
-from ..ops.convolution import Convolution, Geometry
+from ..ops.convolution import Convolution
+from ..ops.convolution_geometry import Geometry
 from ..ops.convolution_iteration import estimate_of_convolution
 from ..ops.modes.convolution import OfConvolution
 from .base import Originals

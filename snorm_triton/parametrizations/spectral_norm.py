@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from contextlib import nullcontext
 from dataclasses import replace
 from typing import Any, Unpack
@@ -11,8 +11,6 @@ from weakref import ReferenceType
 import torch
 from torch import Tensor
 
-from ..checkpoints.layouts import rename_legacy
-from ..checkpoints.missing_v import right_vector
 from ..functional import check_vectors, l2_normalize, state_dtype
 from ..ops import modes, recomputation
 from ..ops.calls import Access, Evaluate, Iterate, Normalized, Replay
@@ -229,23 +227,6 @@ class SpectralNormParametrization(SingularVectors):
             if torch.is_inference_mode_enabled() or not self._due.is_inference():
                 with torch.no_grad():
                     self._due.fill_(1)
-
-    def upgrade(
-        self, state_dict: dict[str, Any], prefix: str, name: str, path: str
-    ) -> dict[str, str]:
-        """Rename an entry of torch's legacy hook."""
-        return rename_legacy(state_dict, prefix, name, path, has_vectors="_u" in self._buffers)
-
-    def complete(self, state_dict: dict[str, Any], path: str, computed: Tensor | None) -> None:
-        """Add v, which torch before 1.0 did not save."""
-        if "_u" in self._buffers and f"{path}._v" not in state_dict:
-            original = state_dict[f"{path.rpartition('.')[0]}.original"]
-            u = state_dict[f"{path}._u"]
-            state_dict[f"{path}._v"] = right_vector(original, u, self.dim, computed)
-
-    def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> Any:
-        self.standing = None
-        return super()._apply(fn, recurse)
 
     def __setstate__(self, state: dict[str, Any]) -> None:
         super().__setstate__(state)

@@ -15,7 +15,8 @@ from torch import Tensor
 from ...torch_internals import functorch
 from ...torch_internals.tracing import is_exporting
 from ..calls import Access, Evaluate, Iterate, Normalized, Replay
-from ..convolution import Convolution, Geometry
+from ..convolution import Convolution
+from ..convolution_geometry import Geometry
 from ..convolution_iteration import estimate_of_convolution
 from ..rescaling import rescaled
 from ..torch_any_device import in_dtype_of

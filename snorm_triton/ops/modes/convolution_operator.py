@@ -12,7 +12,7 @@ from torch import Tensor
 from ...torch_internals.autograd import in_backward
 from .. import recomputation
 from ..calls import Evaluate, Iterate, State, Step
-from ..convolution import Geometry
+from ..convolution_geometry import Geometry
 from ..convolution_iteration import estimate_of_convolution
 from ..state import BELOW_AUTOGRAD, TAGS
 
