@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
+from itertools import chain
 from typing import Any, NamedTuple, Protocol, TypeVar
 
 import torch
@@ -100,7 +101,7 @@ def constrained(model: nn.Module, *kinds: type[W]) -> Iterator[tuple[str, W]]:
     """
     check_model(model)
     for prefix, module in list(model.named_modules()):
-        for name in [*getattr(module, "parametrizations", ()), *module._parameters]:
+        for name in list(chain(getattr(module, "parametrizations", ()), module._parameters)):
             for kind in kinds:
                 wrapper = kind(module, name)
                 if wrapper.parametrizations or wrapper.is_deferred:

@@ -79,7 +79,8 @@ def _forget(model: nn.Module, args: Any, output: Any) -> None:
                 continue
             if is_over:
                 parametrization.__dict__["prepared"] = None
-                if isinstance(parametrizations, ConstrainedList):
+                # Nothing is ready where a forward is traced, and torch 2.11 could not trace this.
+                if forward is not None and isinstance(parametrizations, ConstrainedList):
                     parametrizations.put_away()
 
 
