@@ -10,17 +10,14 @@ import torch
 from torch import Tensor
 
 from ..ops.calls import Call
-from ..ops.rounds import Round, gradient_calls
+from ..ops.rounds import Round, RoundGradients
 from . import launch
 from .grouping import fits_table
 from .parts import split, split_states
-from .plan import plan_of
-from .table import GRAD, OUT, SIGMA, Rows, U, V
+from .plan import Place, plan_of
+from .table import GRAD, OUT, SIGMA, KeptRows, U, V
 from .together import Memory, is_live, kind_of, launch_all, layer_of
 from .together_backward import gradient_rows, launch_gradients, rescale_backward
-
-_KEPT = 16  # tables of gradients, of those members that a backward has reached
-
 
 def rounds(calls: Sequence[Call]) -> Rounds | None:
     """As :class:`snorm_triton.ops.backend.Backend` says: of calls that share their launches."""
@@ -38,7 +35,6 @@ class Rounds:
         self.plan = plan_of(layers, weight.device, dtype.itemsize, u.element_size())
         self.shapes = [(call.weight.shape, call.weight.stride()) for call in calls]
         self.views = [call.view for call in calls]
-        self._rows: dict[tuple[int, ...], Rows] = {}  # of the gradients of such members
 
     def __call__(self) -> tuple[list[Tensor], Round]:
         weight, _, u, _, step, dtype, _ = self.calls[0]
@@ -51,35 +47,39 @@ class Rounds:
         states = partial(split_states, state, self.views)
         return weights, Round(state, states, is_live(step))
 
-    def gradients(
-        self, made: Round, members: Sequence[int], grads: Sequence[Tensor]
+    def gradients_of(self, members: Sequence[int]) -> RoundGradients:
+        return Gradients(self.calls, members, [self.plan.places[i] for i in members])
+
+
+class Gradients(RoundGradients):
+    """As :class:`snorm_triton.ops.rounds.RoundGradients` says, in two launches."""
+
+    def __init__(
+        self, calls: Sequence[Call], members: Sequence[int], places: Sequence[Place]
+    ) -> None:
+        super().__init__(calls, members, rescale_backward)
+        self._places = places
+        self._rows = KeptRows()
+
+    def __call__(
+        self, made: Round, used: Sequence[int], grads: Sequence[Tensor]
     ) -> Sequence[Tensor]:
-        weights = [self.calls[i].weight for i in members]
+        calls = [self.calls[i] for i in used]
         state = cast(Tensor, made.memory)
         alike = all(grad.dtype == grads[0].dtype for grad in grads) and fits_table(*grads)
-        if len(members) < 2 or not alike or launch.is_capturing(state.device):
-            calls = gradient_calls(self.calls, made, members, grads)
-            return [each.weight for each in rescale_backward(calls)]
-        rows = self._rows_of(tuple(members)).copy()  # another thread may fill its own
+        if len(used) < 2 or not alike or launch.is_capturing(state.device):
+            return super().__call__(made, used, grads)
+        weights, views = [call.weight for call in calls], [call.view for call in calls]
+        rows = self._rows.of(tuple(used), partial(gradient_rows, weights, views))
         outs = list(map(torch.empty_like, weights))
         base, itemsize = state.data_ptr(), state.element_size()
-        places = [self.plan.places[i] for i in members]
+        places = [self._places[i] for i in used]
         rows.put(U.value, [base + place.u * itemsize for place in places])
         rows.put(V.value, [base + place.v * itemsize for place in places])
         rows.put(SIGMA.value, [base + place.sigma * itemsize for place in places])
         rows.put(OUT.value, list(map(Tensor.data_ptr, outs)))
         rows.put(GRAD.value, list(map(Tensor.data_ptr, grads)))
-        rescaling = self.calls[0].rescaling
-        launch_gradients(rows.on(state.device), grads[0], weights[0], state, rescaling)
+        launch_gradients(
+            rows.on(state.device), grads[0], weights[0], state, calls[0].rescaling
+        )
         return outs
-
-    def _rows_of(self, members: tuple[int, ...]) -> Rows:
-        """The table of their gradients but for what differs from one backward to the next."""
-        rows = self._rows.get(members)
-        if rows is None:
-            if len(self._rows) == _KEPT:
-                self._rows.clear()
-            weights = [self.calls[i].weight for i in members]
-            rows = gradient_rows(weights, [self.views[i] for i in members])
-            self._rows[members] = rows
-        return rows

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from functools import lru_cache, partial
+from functools import partial
 from itertools import accumulate
 
 import torch
@@ -14,7 +14,7 @@ from . import launch
 from .grouping import fits_table
 from .parts import split
 from .row_plan import Layer, plan_of
-from .table import GRAD, NEW_U, OUT, SIGMA, Rows
+from .table import GRAD, NEW_U, OUT, SIGMA, KeptRows
 from .weight_norm import norms_dtype
 from .weight_norm_together import (
     gradient_rows,
@@ -23,9 +23,6 @@ from .weight_norm_together import (
     launch_plan,
     scale_rows_backward,
 )
-
-_KEPT = 16  # tables of gradients, of those members that a backward has reached
-
 
 def row_rounds(calls: Sequence[RowScaling]) -> RowRounds | None:
     """As :class:`snorm_triton.ops.backend.Backend` says: of calls that share their launch."""
@@ -44,40 +41,47 @@ class RowRounds:
         self._plan = plan_of(tuple(layers), weight.device, self._itemsize)
         self._shapes = [(call.weight.shape, call.weight.stride()) for call in calls]
         self._starts = list(accumulate((call.view.M for call in calls), initial=0))
-        make = partial(_gradient_rows, calls, self._itemsize)
-        self._rows_of = lru_cache(maxsize=_KEPT)(make)
 
     def __call__(self) -> tuple[list[Tensor], Tensor]:
         out, norms = launch_plan(self._plan, self._calls[0])
         return split(out, self._plan.outs, self._shapes), norms
 
-    def norms_of(self, member: int, norms: Tensor) -> Tensor:
-        return norms[self._starts[member] : self._starts[member + 1]]
+    def gradients_of(self, members: Sequence[int]) -> RowGradients:
+        starts = [self._starts[i] for i in members]
+        return RowGradients([self._calls[i] for i in members], starts, self._itemsize)
 
-    def gradients(
-        self, norms: Tensor, members: Sequence[int], grads: Sequence[Tensor]
+
+class RowGradients:
+    """As :class:`snorm_triton.ops.row_scaling.RowGradients` says."""
+
+    def __init__(self, calls: Sequence[RowScaling], starts: Sequence[int], itemsize: int) -> None:
+        self.calls = calls
+        self._starts = starts  # of the norms of each
+        self._itemsize = itemsize
+        self._rows = KeptRows()
+
+    def norms_of(self, i: int, norms: Tensor) -> Tensor:
+        return norms.narrow(0, self._starts[i], self.calls[i].view.M)
+
+    def __call__(
+        self, norms: Tensor, used: Sequence[int], grads: Sequence[Tensor]
     ) -> Sequence[tuple[Tensor, Tensor]]:
-        calls = [self._calls[i] for i in members]
+        calls = [self.calls[i] for i in used]
         alike = all(grad.dtype == grads[0].dtype for grad in grads) and fits_table(*grads)
-        if len(members) < 2 or not alike or launch.is_capturing(norms.device):
+        if len(used) < 2 or not alike or launch.is_capturing(norms.device):
             return scale_rows_backward(
                 [
                     RowScalingGradient(grad, v, view, g, self.norms_of(i, norms))
-                    for i, grad, (v, view, g, _) in zip(members, grads, calls, strict=True)
+                    for i, grad, (v, view, g, _) in zip(used, grads, calls, strict=True)
                 ]
             )
-        rows = self._rows_of(tuple(members)).copy()  # another thread may fill its own
+        rows = self._rows.of(tuple(used), partial(gradient_rows, calls, self._itemsize))
         of_weights = [torch.empty_like(call.weight) for call in calls]
         of_gs = [torch.empty_like(call.g) for call in calls]
         base = norms.data_ptr()
-        rows.put(SIGMA.value, [base + self._starts[i] * self._itemsize for i in members])
+        rows.put(SIGMA.value, [base + self._starts[i] * self._itemsize for i in used])
         rows.put(OUT.value, list(map(Tensor.data_ptr, of_weights)))
         rows.put(GRAD.value, list(map(Tensor.data_ptr, grads)))
         rows.put(NEW_U.value, list(map(Tensor.data_ptr, of_gs)))
         launch_gradients(rows.on(norms.device), grads[0], calls[0], norms)
         return list(zip(of_weights, of_gs, strict=True))
-
-
-def _gradient_rows(calls: Sequence[RowScaling], itemsize: int, members: tuple[int, ...]) -> Rows:
-    """The table of their gradients but for what differs from one backward to the next."""
-    return gradient_rows([calls[i] for i in members], itemsize)

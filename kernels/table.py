@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import ctypes
 from array import array
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from itertools import accumulate
 from typing import Any, NamedTuple
 
@@ -100,6 +100,25 @@ class Rows(NamedTuple):
         """Let these be the entries of the layers in one row."""
         start = row * self.layers
         self.values[start : start + len(entries)] = array("q", entries)
+
+
+class KeptRows:
+    """Tables that differ in a few rows from one time to the next, by what they are of."""
+
+    def __init__(self) -> None:
+        self._rows: dict[tuple[int, ...], Rows] = {}
+
+    def of(self, members: tuple[int, ...], make: Callable[[], Rows]) -> Rows:
+        """A copy of the members' table to fill: another thread may fill its own."""
+        rows = self._rows.get(members)
+        if rows is None:
+            if len(self._rows) == _KEPT:
+                self._rows.clear()
+            rows = self._rows[members] = make()
+        return rows.copy()
+
+
+_KEPT = 16
 
 
 def upload(columns: Sequence[Column], device: torch.device) -> Table:

@@ -13,7 +13,7 @@ from torch.func import functional_call
 from torch.nn.utils import parametrize
 from torch.utils.checkpoint import checkpoint
 
-from snorm_triton import apply_spectral_norm, spectral_norm
+from snorm_triton import SpectralNormParametrization, apply_spectral_norm, spectral_norm
 from snorm_triton.parametrizations import spectral_norm as parametrization_module
 from snorm_triton.parametrizations.base import evaluating
 
@@ -107,6 +107,37 @@ def load(layer):
 def load_and_assign(layer):
     state = {key: value + 0.1 for key, value in layer.state_dict().items()}
     layer.load_state_dict(state, assign=True)
+
+
+def cast_buffers(layer):
+    for buffer in layer.buffers():
+        buffer.data = buffer.data.half()
+    with torch.no_grad():
+        original_of(layer).mul_(1e5)
+
+
+def cast_left_vector(layer):
+    parametrization = layer.parametrizations.weight[0]
+    parametrization._u.data = parametrization._u.data.bfloat16()
+
+
+def cast_right_vector(layer):
+    parametrization = layer.parametrizations.weight[0]
+    parametrization._v.data = parametrization._v.data.bfloat16()
+
+
+def want_gradients_of_buffers(layer):
+    for tensor in layer.state_dict(keep_vars=True).values():
+        tensor.requires_grad_()
+
+
+def want_a_gradient_of_sigma(layer):
+    layer.parametrizations.weight[0]._sigma.requires_grad_()
+
+
+def register_a_scale(layer):
+    three = nn.Parameter(torch.full((1,), 3.0))
+    layer.parametrizations.weight[0].register_parameter("scale", three)
 
 
 def iterate_more(layer):
@@ -246,6 +277,12 @@ CHANGES = [
     assign,
     load,
     load_and_assign,
+    cast_buffers,
+    cast_left_vector,
+    cast_right_vector,
+    want_gradients_of_buffers,
+    want_a_gradient_of_sigma,
+    register_a_scale,
     iterate_more,
     join_a_model,
     freeze,
@@ -332,16 +369,60 @@ def test_complex_weights():
     assert layer.parametrizations.weight[0].sigma.isclose(exact, rtol=1e-3)
 
 
-def test_weights_in_half_precision_are_made_again():
-    layer = layer_of()
-    layer.to(torch.bfloat16)
-    twin = copy.deepcopy(layer)
+def test_a_weight_that_is_negated_where_it_lies(backend):
+    layer = layer_of(backend=backend)
+    train(layer)
+    weight = original_of(layer)
+    weight.data = torch._neg_view(weight.data)
+    assert torch.cosine_similarity(layer.weight.flatten(), weight.flatten(), dim=0) > 0.99
+
+
+class Paused(SpectralNormParametrization):
+    """Iterates as long as it is told to."""
+
+    paused = False
+
+    @property
+    def iterates(self):
+        return super().iterates and not self.paused
+
+
+def test_a_subclass_may_decide_otherwise_each_time():
+    layer = nn.Linear(6, 4)
+    parametrization = Paused(layer.weight)
+    parametrize.register_parametrization(layer, "weight", parametrization)
     for _ in range(3):
+        layer(torch.ones(2, 6)).sum().backward()
+        step(layer)
+    parametrization.paused = True
+    before = parametrization._u.clone()
+    layer(torch.ones(2, 6)).sum().backward()
+    assert torch.equal(parametrization._u, before)
+
+
+@pytest.mark.parametrize("stable_fp32", [True, False])
+def test_weights_in_half_precision(stable_fp32):
+    layer = layer_of(stable_fp32=stable_fp32).to(torch.bfloat16)
+    layer.parametrizations.weight[0]._v.normal_()  # so that iterations go on
+    twin = copy.deepcopy(layer)
+    for _ in range(5):
         train(layer)
     with mock.patch.object(parametrization_module, "standing_access", return_value=None):
-        for _ in range(3):
+        for _ in range(5):
             train(twin)
+    for one, other in zip(layer.state_dict().values(), twin.state_dict().values(), strict=True):
+        assert torch.equal(one, other)
     assert torch.equal(original_of(layer).grad, original_of(twin).grad)
+
+
+def test_autocast_leaves_it_in_its_dtype():
+    layer, twin = (spectral_norm(nn.ConvTranspose1d(512, 256, 4)) for _ in range(2))
+    twin.load_state_dict(layer.state_dict())
+    for each in (layer, twin):
+        each(torch.ones(1, 512, 5)).sum().backward()
+    with torch.autocast("cpu", torch.bfloat16):
+        weight = layer.weight
+    assert torch.equal(weight, twin.weight)
 
 
 @pytest.mark.parametrize("duplicate", [copy.deepcopy, lambda x: pickle.loads(pickle.dumps(x))])

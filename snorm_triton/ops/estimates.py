@@ -10,7 +10,7 @@ from torch import Tensor
 from .calls import Call, Normalized
 from .matrix_view import MatrixView
 from .rescaling import PLAIN, Rescaling
-from .rounds import Round, Rounds
+from .rounds import Round, RoundGradients
 
 
 class Estimate(NamedTuple):
@@ -57,20 +57,18 @@ class Estimates(Sequence[Estimate]):
 
     def __init__(
         self,
-        rounds: Rounds,
+        compute: RoundGradients,
         made: Round,
-        members: Sequence[int],
         dims: Sequence[int],
         versions: Sequence[int],
     ) -> None:
-        self._rounds = rounds
+        self._compute = compute
         self._made = made
-        self._members = members
-        self._dims = dims
+        self._dims = dims  # by their number in the round, as versions are
         self._versions = versions
 
     def __len__(self) -> int:
-        return len(self._members)
+        return len(self._compute.calls)
 
     @overload
     def __getitem__(self, i: int) -> Estimate: ...
@@ -79,17 +77,14 @@ class Estimates(Sequence[Estimate]):
     def __getitem__(self, i: int | slice) -> Estimate | Sequence[Estimate]:
         if isinstance(i, slice):
             return [self[j] for j in range(len(self))[i]]
-        member = self._members[i]
-        rescaling = self._rounds.calls[member].rescaling
-        return Estimate(*self.placed(i), *self._made.states[member], rescaling)
+        rescaling = self._compute.calls[i].rescaling
+        return Estimate(*self.placed(i), *self._compute.state(self._made, i), rescaling)
 
     def placed(self, i: int) -> tuple[Tensor, int, MatrixView, int]:
         """The weight, its version, its view and the dimension of its rows."""
-        member = self._members[i]
-        call = self._rounds.calls[member]
+        member, call = self._compute.members[i], self._compute.calls[i]
         return call.weight, self._versions[member], call.view, self._dims[member]
 
     def gradients(self, used: Sequence[int], grads: Sequence[Tensor]) -> Sequence[Tensor]:
         """Of the weights, from those of the used of the normalized weights, laid out as they."""
-        members = [self._members[i] for i in used]
-        return self._rounds.gradients(self._made, members, grads)
+        return self._compute(self._made, used, grads)

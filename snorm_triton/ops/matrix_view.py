@@ -86,7 +86,7 @@ def in_matrix_layout(weight: Tensor, dim: int) -> tuple[Tensor, MatrixView]:
 
 def flat(tensor: Tensor) -> Tensor:
     """The dense ``tensor`` as a vector in memory order, a view."""
-    return tensor.as_strided((tensor.numel(),), (1,))
+    return tensor.ravel() if tensor.is_contiguous() else tensor.as_strided((tensor.numel(),), (1,))
 
 
 def like_weight(tensor: Tensor, weight: Tensor, view: MatrixView, dim: int | None) -> Tensor:

@@ -69,20 +69,32 @@ class Rounds(Protocol):
     def __call__(self) -> tuple[list[Tensor], Round]:
         """A round of them: W / sigma of each, and what it took."""
 
-    def gradients(
-        self, made: Round, members: Sequence[int], grads: Sequence[Tensor]
+    def gradients_of(self, members: Sequence[int]) -> RoundGradients:
+        """What computes the gradients of these; it keeps no other weights."""
+
+
+class RoundGradients:
+    """The gradients of some members of a round."""
+
+    def __init__(self, calls: Sequence[Call], members: Sequence[int], gradients: Backwards) -> None:
+        self.calls = [calls[i] for i in members]
+        self.members = members
+        self._gradients = gradients
+
+    def __call__(
+        self, made: Round, used: Sequence[int], grads: Sequence[Tensor]
     ) -> Sequence[Tensor]:
-        """As ``rescale_backward_together``, of these members of a round, grads laid out as they."""
+        """As ``rescale_backward_together``, of those used, grads laid out as they."""
+        calls = [
+            GradientCall(grad, call.weight, call.view, *self.state(made, i), call.rescaling)
+            for i, grad in zip(used, grads, strict=True)
+            for call in (self.calls[i],)
+        ]
+        return [each.weight for each in self._gradients(calls)]
 
-
-def gradient_calls(
-    calls: Sequence[Call], made: Round, members: Sequence[int], grads: Sequence[Tensor]
-) -> list[GradientCall]:
-    """What a backend is asked for the gradients of these members of a round."""
-    return [
-        GradientCall(grad, calls[i].weight, calls[i].view, *made.states[i], calls[i].rescaling)
-        for i, grad in zip(members, grads, strict=True)
-    ]
+    def state(self, made: Round, i: int) -> State:
+        """What one of them took."""
+        return made.states[self.members[i]]
 
 
 class EachTime:
@@ -99,8 +111,5 @@ class EachTime:
         weights = [each.weight_sn for each in made]
         return weights, Round(None, lambda: states, made[0].is_written)
 
-    def gradients(
-        self, made: Round, members: Sequence[int], grads: Sequence[Tensor]
-    ) -> Sequence[Tensor]:
-        calls = gradient_calls(self.calls, made, members, grads)
-        return [each.weight for each in self._gradients(calls)]
+    def gradients_of(self, members: Sequence[int]) -> RoundGradients:
+        return RoundGradients(self.calls, members, self._gradients)

@@ -51,10 +51,19 @@ class RowRounds(Protocol):
     def __call__(self) -> tuple[list[Tensor], Tensor]:
         """The scaled weights, each fresh, and the norms of the rows of all."""
 
-    def norms_of(self, member: int, norms: Tensor) -> Tensor:
-        """Those of one weight, shape (M,), among the norms of all."""
+    def gradients_of(self, members: Sequence[int]) -> RowGradients:
+        """What computes the gradients of these; it keeps no other weights."""
 
-    def gradients(
-        self, norms: Tensor, members: Sequence[int], grads: Sequence[Tensor]
+
+class RowGradients(Protocol):
+    """The gradients of some weights of a round, from the norms of all."""
+
+    calls: Sequence[RowScaling]
+
+    def norms_of(self, i: int, norms: Tensor) -> Tensor:
+        """Those of one weight, shape (M,)."""
+
+    def __call__(
+        self, norms: Tensor, used: Sequence[int], grads: Sequence[Tensor]
     ) -> Sequence[tuple[Tensor, Tensor]]:
-        """As ``scale_rows_backward_together``, of these members, grads laid out as they."""
+        """As ``scale_rows_backward_together``, of those used, grads laid out as they."""

@@ -10,7 +10,7 @@ from torch import Tensor
 
 from .estimates import modified
 from .matrix_view import MatrixView, like_weight
-from .row_scaling import RowRounds, RowScaling
+from .row_scaling import RowGradients
 
 _version = attrgetter("_version")
 
@@ -31,23 +31,19 @@ class ScaledTogether(Sequence[Scaled]):
 
     def __init__(
         self,
-        rounds: RowRounds,
-        calls: Sequence[RowScaling],  # of these members, as those below
+        compute: RowGradients,
         dims: Sequence[int | None],
-        members: Sequence[int],
         norms: Tensor,  # of the whole round
         gs: Sequence[Tensor],
     ) -> None:
-        self._rounds = rounds
-        self._calls = calls
+        self._compute = compute
         self._dims = dims
-        self._members = members
         self._norms = norms
-        self._weights = [call.weight for call in calls]
+        self._weights = [call.weight for call in compute.calls]
         self._versions = list(map(_version, self._weights)), list(map(_version, gs))
 
     def __len__(self) -> int:
-        return len(self._members)
+        return len(self._weights)
 
     @overload
     def __getitem__(self, i: int) -> Scaled: ...
@@ -56,8 +52,8 @@ class ScaledTogether(Sequence[Scaled]):
     def __getitem__(self, i: int | slice) -> Scaled | Sequence[Scaled]:
         if isinstance(i, slice):
             return [self[j] for j in range(len(self))[i]]
-        weight, view, g, _ = self._calls[i]
-        norms = self._rounds.norms_of(self._members[i], self._norms)
+        weight, view, g, _ = self._compute.calls[i]
+        norms = self._compute.norms_of(i, self._norms)
         of_weights, of_gs = self._versions
         return Scaled(weight, view, g, norms, self._dims[i], (of_weights[i], of_gs[i]))
 
@@ -71,14 +67,14 @@ class ScaledTogether(Sequence[Scaled]):
             for i in used:
                 if (self._weights[i]._version, gs[i]._version) != (of_weights[i], of_gs[i]):
                     raise modified(self._weights[i])
+        calls = self._compute.calls
         laid_out = [
-            like_weight(grad, self._weights[i], self._calls[i].view, self._dims[i])
+            like_weight(grad, self._weights[i], calls[i].view, self._dims[i])
             for i, grad in enumerate(grads)
             if grad is not None
         ]
         result: list[Tensor | None] = [None] * (2 * len(grads))
-        members = [self._members[i] for i in used]
-        of_all = self._rounds.gradients(self._norms, members, laid_out)
-        for i, (of_weight, of_g) in zip(used, of_all, strict=True):
+        of_used = self._compute(self._norms, used, laid_out)
+        for i, (of_weight, of_g) in zip(used, of_used, strict=True):
             result[i], result[len(grads) + i] = of_weight, of_g
         return result

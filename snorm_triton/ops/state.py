@@ -26,7 +26,8 @@ def write(
 ) -> None:
     """Overwrite by ``copy`` the live state of each access that iterated.
 
-    The one place where it is written, but for the backends that do it along with the rest.
+    The one place where it is written, but for the backends that do it along with the rest, and for
+    :func:`.modes.eager.iteration`, for which all this has been decided.
     """
     buffers: list[Tensor] = []
     values: list[Tensor] = []

@@ -66,10 +66,10 @@ def rescale_backward(
 ) -> Gradients:
     """As :class:`snorm_triton.ops.backend.Backend` says."""
     dtype, wide, number = weight.dtype, u.dtype, sigma.item()
-    if view.K != 1:
-        v = view.columns_to_memory(v)
     is_wide = grad.dtype == dtype == wide
-    if is_wide and rescaling is PLAIN and abs(number) >= _TINY[wide]:  # in fewest steps
+    if is_wide and rescaling is PLAIN and abs(number) >= _TINY[wide]:
+        # As below, in fewest steps: a small weight's gradient takes no longer than they do.
+        v = view.columns_to_memory(v)
         along = torch.dot(flat(weight), flat(grad)).item() / number
         return Gradients(_gradient_like(weight, grad, view, u, v, sigma, along, is_wide))
     by, unscaled = divisor(sigma, number, rescaling)
@@ -83,7 +83,7 @@ def rescale_backward(
     if not unscaled:  # a product with a constant
         gradient = divide(grad, by, dtype)
     else:
-        along = inner / number
+        v, along = view.columns_to_memory(v), inner / number
         gradient = _gradient_like(weight, wide_grad, view, u, v, by, along, is_wide)
     if learned is None:
         return Gradients(gradient)

@@ -11,7 +11,7 @@ from . import streams
 from .autograd import buckets
 from .backend import Backend
 from .modes.composite import without_autocast
-from .row_scaling import RowRounds, RowScaling
+from .row_scaling import RowGradients, RowRounds, RowScaling
 from .row_scaling_nodes import ScaleRowsOfMany
 from .scaled import ScaledTogether
 from .weight_norm import WeightNormAccess, is_composite, place
@@ -36,17 +36,18 @@ class Standing:
             if access.weight.requires_grad or access.g.requires_grad
         ]
         self._nodes: list[_Node] = []
-        for part in buckets([calls[i].weight.nbytes for i in trained]):
+        parts = buckets([calls[i].weight.nbytes for i in trained])
+        for part in parts if torch.is_grad_enabled() else ():
             at = trained[part]
-            of_part = [calls[i] for i in at], [accesses[i].dim for i in at], at
+            of_part = at, rounds.gradients_of(at), [accesses[i].dim for i in at]
             originals = [accesses[i].weight for i in at], [accesses[i].g for i in at]
             self._nodes.append((*of_part, *originals))
 
     def __call__(self) -> list[Tensor]:
         """Make them."""
         results, norms = without_autocast(self._device_type, self._rounds)
-        for calls, dims, members, weights, gs in self._nodes if torch.is_grad_enabled() else ():
-            scaled = ScaledTogether(self._rounds, calls, dims, members, norms, gs)
+        for members, gradients, dims, weights, gs in self._nodes:
+            scaled = ScaledTogether(gradients, dims, norms, gs)
             computed = self._backend, scaled, [results[i] for i in members]
             made = ScaleRowsOfMany.apply(computed, *weights, *gs)
             for i, result in zip(members, made, strict=True):
@@ -54,8 +55,8 @@ class Standing:
         return results
 
 
-# The calls of a node, their dims and numbers, and v and g with their graph.
-_Node = tuple[list[RowScaling], list[int | None], list[int], list[Tensor], list[Tensor]]
+# The numbers of a node's weights, their gradients and dims, and v and g with their graph.
+_Node = tuple[list[int], RowGradients, list[int | None], list[Tensor], list[Tensor]]
 
 
 def standing(accesses: Sequence[WeightNormAccess]) -> Standing | None:

@@ -123,8 +123,9 @@ class SpectralNormParametrization(SingularVectors):
         mode.write((access,), (output,))
         self.settle(access, output, checkpoints)
         if checkpoints is not None:
-            standing = standing_access(self, access) if mode is modes.eager else None
-            self.__dict__["standing"] = standing
+            # A subclass may decide otherwise each time.
+            stands = type(self) is SpectralNormParametrization and mode is modes.eager
+            self.__dict__["standing"] = standing_access(self, access) if stands else None
         return output.weight_sn
 
     def mode(self, weight: Tensor) -> modes.Mode:

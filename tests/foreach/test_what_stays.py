@@ -18,6 +18,7 @@ from snorm_triton import (
     remove_spectral_norm,
 )
 from snorm_triton.modules.standing import ATTRIBUTE
+from snorm_triton.ops import autograd
 from whole_models import Model, original_of
 
 X = torch.randn(3, 6)
@@ -137,6 +138,20 @@ def test_weights_evaluated_in_training_serve_without_gradients():
     before = model(X)
     original.mul_(2)
     assert not torch.equal(model(X), before)
+
+
+@pytest.mark.parametrize("apply", [apply_spectral_norm, apply_weight_norm])
+def test_a_graph_keeps_the_weights_of_its_own_node(apply, backend, monkeypatch):
+    monkeypatch.setattr(autograd, "BUCKET_BYTES", 0)  # each weight has a node of its own
+    model, kept = apply(Model(), foreach=True, backend=backend), []
+    model.last.requires_grad_(False)
+    for _ in range(3):
+        model(X.to(model.first.bias), lambda layer=model.first: kept.append(layer.weight))
+    before = memories([list(model.last.parametrizations.weight.parameters())[-1]])
+    del model, kept[:-1]
+    gc.collect()
+    assert count(before) == 0
+    kept[0].sum().backward()
 
 
 def replace(model):

@@ -11,9 +11,9 @@ from ...torch_internals.autograd import foreach_copy_
 from ..autograd import Rescale, buckets, scales_of
 from ..backend import Backend
 from ..calls import Access, Call, Iterate, Normalized, Replay, Step
-from ..dispatch import place
+from ..dispatch import backend_for, place
 from ..estimates import Estimate
-from ..matrix_view import MatrixView
+from ..matrix_view import MatrixView, view_of
 from ..rescaling import Rescaling
 from ..state import write as write
 from .composite import rescale, without_autocast
@@ -24,11 +24,8 @@ def normalize(access: Access) -> Normalized:
     weight, u, v, dim, step, dtype, name, rescaling = access
     if weight.numel() == 0:
         return Normalized((weight * 1).to(dtype), u, v, u.new_zeros(()))
-    backend, dense, view = place(weight, dim, name)
-    return without_autocast(
-        *(weight.device.type, normalize_placed, weight, u, v, dim, step, dtype, rescaling),
-        *(backend, dense, view),
-    )
+    taken, placed = (u, v, dim, step, dtype, rescaling), place(weight, dim, name)
+    return without_autocast(weight.device.type, _normalize, weight, taken, placed)
 
 
 Iteration = Callable[[Tensor], Tensor]
@@ -36,19 +33,20 @@ Iteration = Callable[[Tensor], Tensor]
 
 
 def iteration(access: Access) -> Iteration | None:
-    """What makes an access that iterates again.
+    """What makes an access that iterates again, where no autocast is on.
 
     None where the weight has to be made dense each time.
     """
     weight, u, v, dim, step, dtype, name, rescaling = access
-    backend, dense, view = place(weight, dim, name)
     live = step.live if isinstance(step, Iterate) else None
-    if dense is not weight or live is None:
+    view = view_of(weight.shape, weight.stride(), dim)
+    if live is None or view is None or weight.is_neg():
         return None
-    buffers, taken = list(live), (u, v, dim, step, dtype, rescaling, backend)
+    backend, buffers = backend_for(weight, name), list(live)
+    taken = u, v, dim, step, dtype, rescaling
 
     def iterate(weight: Tensor) -> Tensor:
-        weight_sn, u, v, sigma, is_written = normalize_placed(weight, *taken, weight, view)
+        weight_sn, u, v, sigma, is_written = _normalize(weight, taken, (backend, weight, view))
         if not is_written:
             foreach_copy_(buffers, [u, v, sigma])
         return weight_sn
@@ -56,19 +54,14 @@ def iteration(access: Access) -> Iteration | None:
     return iterate
 
 
-def normalize_placed(
+def _normalize(
     weight: Tensor,
-    u: Tensor,
-    v: Tensor,
-    dim: int,
-    step: Step,
-    dtype: torch.dtype,
-    rescaling: Rescaling,
-    backend: Backend,
-    dense: Tensor,
-    view: MatrixView,
+    taken: tuple[Tensor, Tensor, int, Step, torch.dtype, Rescaling],
+    placed: tuple[Backend, Tensor, MatrixView],
 ) -> Normalized:
-    """As :func:`normalize`, where no autocast is on; the last three: as ``place`` says."""
+    """As :func:`normalize`, with what an access has behind its weight, and what ``place`` says."""
+    u, v, dim, step, dtype, rescaling = taken
+    backend, dense, view = placed
     data, learns = dense.detach(), rescaling.learned is not None
     constant = rescaling.detached() if learns else rescaling
     normalized = backend.normalize(data, view, u, v, step, dtype, constant)
@@ -79,8 +72,8 @@ def normalize_placed(
         weight_sn, sigma = rescale(weight, u, v, dim, dtype, rescaling)
         return Normalized(weight_sn, u, v, sigma, is_written)
     of_scale = rescaling.version if learns else 0
-    taken = data, data._version, view, dim, u, v, sigma, rescaling, of_scale
-    computed = backend, (Estimate(*taken),), (weight_sn,)
+    estimate = Estimate(data, data._version, view, dim, u, v, sigma, rescaling, of_scale)
+    computed = backend, (estimate,), (weight_sn,)
     # Its output is weight_sn itself, which is differentiable from here on.
     if learns:
         Rescale.apply(computed, dense, rescaling.learned)

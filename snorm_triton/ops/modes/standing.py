@@ -35,7 +35,8 @@ class Standing:
         self._facts = facts_of(self.weights, state)
         trained = [i for i, weight in enumerate(self.weights) if weight.requires_grad]
         parts = buckets([self.weights[i].nbytes for i in trained])
-        self._nodes = [trained[part] for part in parts] if torch.is_grad_enabled() else []
+        nodes = [trained[part] for part in parts] if torch.is_grad_enabled() else []
+        self._nodes = [(members, rounds.gradients_of(members)) for members in nodes]
 
     def holds(self) -> bool:
         """Whether an access to each, here and now, is what was set up."""
@@ -48,8 +49,8 @@ class Standing:
             outputs = map(Normalized, results, *zip(*made.states, strict=True))
             write(self._accesses, list(outputs))
         versions = list(map(_versions, self.weights))
-        for members in self._nodes:
-            estimates = Estimates(self._rounds, made, members, self._dims, versions)
+        for members, gradients in self._nodes:
+            estimates = Estimates(gradients, made, self._dims, versions)
             weights = [self.weights[i] for i in members]
             computed = self._backend, estimates, [results[i] for i in members]
             for i, weight_sn in zip(members, Rescale.apply(computed, *weights), strict=True):
