@@ -27,6 +27,7 @@ from bench.normalizations import (
     NEW,
     PER_LAYER,
     SPECTRAL_NORM,
+    WEIGHT_NORM,
     layers_of,
     raw_weights,
 )
@@ -113,7 +114,8 @@ def evaluate(model: Weights) -> None:
 
 def runs_of(device: torch.device) -> dict[Row, Run]:
     runs: dict[Row, Run] = {}
-    for constraint, normalizations in BY_CONSTRAINT.items():
+    for constraint in (SPECTRAL_NORM, WEIGHT_NORM):
+        normalizations = BY_CONSTRAINT[constraint]
         for name in (NEW, LEGACY, PER_LAYER, FOREACH):
             models = [model_of(normalizations[name], device) for _ in range(3)]
             runs[constraint, FORWARD, name] = models[0]

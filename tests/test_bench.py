@@ -10,6 +10,7 @@ from bench import bench_access, bench_training
 from bench.cases import Case
 from bench.measure import build
 from bench.memory import memory_of
+from bench.model_overhead import BACKWARD, EVALUATION, FORWARD, REPLAY, runs_of
 from bench.normalizations import (
     FOREACH,
     LEGACY,
@@ -17,10 +18,13 @@ from bench.normalizations import (
     NORMALIZATIONS,
     OURS,
     PER_LAYER,
+    SPECTRAL_NORM,
+    WEIGHT_NORM,
     layers_of,
     raw_weights,
 )
 from bench.rotation import Rotation
+from bench.stubbed import stubbed_launches
 from bench.training import NONE, TrainingCase, training_builders, training_step
 from bench.variants import (
     ALL,
@@ -221,3 +225,15 @@ def test_rotation_times_every_variant_each_round():
     assert [len(seconds) for seconds in rotation.seconds.values()] == [5, 5]
     assert statistics["a"]["ratio_quartiles"] == [1, 1]
     assert statistics["b"]["ratio"] == statistics["b"]["median"] / statistics["a"]["median"]
+
+
+def test_the_host_is_timed_in_every_pass_of_both_norms():
+    with stubbed_launches():
+        runs = runs_of(torch.device("cpu"))
+        for run in runs.values():
+            run()
+    names = {NEW, LEGACY, PER_LAYER, FOREACH}
+    for constraint in (SPECTRAL_NORM, WEIGHT_NORM):
+        for passed in (FORWARD, BACKWARD, EVALUATION):
+            assert {name for kind, of, name in runs if (kind, of) == (constraint, passed)} == names
+    assert (SPECTRAL_NORM, REPLAY, FOREACH) in runs
