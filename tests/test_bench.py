@@ -227,6 +227,7 @@ def test_rotation_times_every_variant_each_round():
     assert statistics["b"]["ratio"] == statistics["b"]["median"] / statistics["a"]["median"]
 
 
+@pytest.mark.filterwarnings("ignore:.*is deprecated in favor of:FutureWarning")
 def test_the_host_is_timed_in_every_pass_of_both_norms():
     with stubbed_launches():
         runs = runs_of(torch.device("cpu"))
