@@ -26,8 +26,10 @@ def product(operand: Tensor, v: Tensor) -> Tensor:
     if is_whole(operand, v.dtype):
         if operand.ndim == 3:
             return matvec(operand, v)
-        is_along = operand.is_contiguous() and len(operand) > 1
-        return torch.mv(operand, v) if is_along else _across(operand.mT, v)
+        if not operand.is_contiguous():
+            return _across(operand.mT, v)
+        # A matrix of one row a library may take for one column.
+        return torch.dot(operand[0], v).view(1) if len(operand) == 1 else torch.mv(operand, v)
     t = v.new_zeros(operand.shape[-2], dtype=torch.float64)
     for tile, rows, columns in tiles(operand):
         t[rows] += product(operand[tile].to(v.dtype), v[columns])
