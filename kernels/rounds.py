@@ -19,6 +19,7 @@ from .table import GRAD, OUT, SIGMA, KeptRows, U, V
 from .together import Memory, is_live, kind_of, launch_all, layer_of
 from .together_backward import gradient_rows, launch_gradients, rescale_backward
 
+
 def rounds(calls: Sequence[Call]) -> Rounds | None:
     """As :class:`snorm_triton.ops.backend.Backend` says: of calls that share their launches."""
     kinds = {kind_of(call) for call in calls}
@@ -79,7 +80,5 @@ class Gradients(RoundGradients):
         rows.put(SIGMA.value, [base + place.sigma * itemsize for place in places])
         rows.put(OUT.value, list(map(Tensor.data_ptr, outs)))
         rows.put(GRAD.value, list(map(Tensor.data_ptr, grads)))
-        launch_gradients(
-            rows.on(state.device), grads[0], weights[0], state, calls[0].rescaling
-        )
+        launch_gradients(rows.on(state.device), grads[0], weights[0], state, calls[0].rescaling)
         return outs

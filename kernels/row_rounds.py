@@ -24,6 +24,7 @@ from .weight_norm_together import (
     scale_rows_backward,
 )
 
+
 def row_rounds(calls: Sequence[RowScaling]) -> RowRounds | None:
     """As :class:`snorm_triton.ops.backend.Backend` says: of calls that share their launch."""
     kinds = {kind_of(call) for call in calls}
