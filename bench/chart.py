@@ -100,7 +100,7 @@ def title(figure: Figure, result: Result) -> None:
         f"{result['device']} · torch {result['torch']} · triton {result['triton']} · "
         f"snorm_triton {result['snorm_triton']} · {result['datetime'][:10]}"
     )
-    heading = "Speed of snorm_triton over torch.nn.utils.parametrizations.spectral_norm"
+    heading = "Speed of snorm_triton over torch.nn.utils.parametrizations"
     figure.text(
         0.012, 1 - 0.10 / height, heading, va="top", fontsize=11.5, weight="bold", color=INK
     )
