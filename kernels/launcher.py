@@ -15,7 +15,7 @@ from triton.runtime import driver
 from triton.runtime.jit import JITFunction
 
 # Whose `CompiledKernel.run` and whose rules of specialization are known.
-_KNOWN = ("3.6", "3.7")
+_KNOWN = ("3.6", "3.7", "3.8")
 _is_known = triton.__version__.startswith(tuple(f"{version}." for version in _KNOWN))
 
 Key = tuple[object, ...]

@@ -85,7 +85,9 @@ class Recorded:
         self.launches, self.loaded = [], 0
         properties = {"max_shared_mem": 2**18}
         self.utils = SimpleNamespace(
-            load_binary=self.load, get_device_properties=lambda device: properties
+            load_binary=self.load,
+            unload_module=lambda module: None,  # as Triton 3.8 does in the end
+            get_device_properties=lambda device: properties,
         )
         self.device, self.stream = 0, 7
 
