@@ -123,7 +123,6 @@ class SpectralNormParametrization(SingularVectors):
         mode.write((access,), (output,))
         self.settle(access, output, checkpoints)
         if checkpoints is not None:
-            # A subclass may decide otherwise each time.
             stands = type(self) is SpectralNormParametrization and mode is modes.eager
             self.__dict__["standing"] = standing_access(self, access) if stands else None
         return output.weight_sn

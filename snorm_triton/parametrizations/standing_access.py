@@ -54,7 +54,10 @@ class StandingAccess:
 
 
 def standing_access(parametrization: Any, access: Access) -> StandingAccess | None:
-    """What makes this access of eager mode again; None where it must be looked at each time."""
+    """What makes this access of eager mode again; None where it must be looked at each time.
+
+    Not for a subclass, which may decide otherwise at each.
+    """
     weight = access.weight
     may_stand = (
         parametrization.options.power_iter == "access"
