@@ -17,28 +17,27 @@ from .circumstances import is_plain
 class StandingAccess:
     """A power iteration in eager mode, with gradients, and all that it depends on but for values.
 
-    The weight is not kept, and need not be the same object; u, v and sigma must be.
+    Neither the weight nor u, v and sigma are kept, or need be the same objects.
     """
 
-    def __init__(self, parametrization: Any, weight: Tensor, iterate: eager.Iteration) -> None:
-        buffers = parametrization.__dict__["_buffers"]
-        self._u, self._v, self._sigma = buffers["_u"], buffers["_v"], buffers["_sigma"]
-        self._dtype = self._u.dtype
+    def __init__(self, parametrization: Any, access: Access, iterate: eager.Iteration) -> None:
+        weight = access.weight
+        self._dtype = access.u.dtype
         self._options = parametrization.options
         self._device_type = weight.device.type
         self._kind = _kind_of(weight)
-        self.iterate = iterate
+        self._iterate = iterate
 
-    def holds(self, weight: Tensor, known: dict[str, Any]) -> bool:
-        """Whether an access to ``weight`` by the parametrization with these attributes is it."""
+    def __call__(self, weight: Tensor, known: dict[str, Any]) -> Tensor | None:
+        """W / sigma of ``weight`` by the parametrization with these attributes.
+
+        None where the access is another one, and nothing is done.
+        """
         buffers, dtype = known["_buffers"], self._dtype
-        u, v, sigma = self._u, self._v, self._sigma
-        return (
+        u, v, sigma = buffers["_u"], buffers["_v"], buffers["_sigma"]
+        if not (
             not is_tracing()  # it would record what is asked of the weight
-            and buffers["_u"] is u
-            and buffers["_v"] is v
-            and buffers["_sigma"] is sigma
-            and u.dtype is dtype  # which `.data` may change
+            and u.dtype is dtype
             and v.dtype is dtype
             and not (u.requires_grad or v.requires_grad or sigma.requires_grad)
             and known["training"]
@@ -50,7 +49,9 @@ class StandingAccess:
             and torch.is_grad_enabled()
             and is_plain()
             and not torch.is_autocast_enabled(self._device_type)
-        )
+        ):
+            return None
+        return self._iterate(weight, u, v, sigma)
 
 
 def standing_access(parametrization: Any, access: Access) -> StandingAccess | None:
@@ -61,16 +62,15 @@ def standing_access(parametrization: Any, access: Access) -> StandingAccess | No
     weight = access.weight
     may_stand = (
         parametrization.options.power_iter == "access"
-        and parametrization._buffers["_v"] is access.v  # not converted, as u is not
+        and torch.is_grad_enabled()
+        and not parametrization._parameters
+        and parametrization._buffers["_v"].dtype is access.v.dtype  # not converted, nor is u
         and weight.numel() > 0
         and not weight.is_complex()
         and has_autocast(weight.device.type)
     )
     iterate = eager.iteration(access) if may_stand else None
-    if iterate is None:
-        return None
-    standing = StandingAccess(parametrization, weight, iterate)
-    return standing if standing.holds(weight, parametrization.__dict__) else None
+    return None if iterate is None else StandingAccess(parametrization, access, iterate)
 
 
 def _kind_of(weight: Tensor) -> tuple[object, ...]:

@@ -28,8 +28,8 @@ def normalize(access: Access) -> Normalized:
     return without_autocast(weight.device.type, _normalize, weight, taken, placed)
 
 
-Iteration = Callable[[Tensor], Tensor]
-"""An access to a weight of one kind, by its W / sigma; the live state is overwritten."""
+Iteration = Callable[[Tensor, Tensor, Tensor, Tensor], Tensor]
+"""W / sigma of a weight of one kind, of its live u, v and sigma, which are overwritten."""
 
 
 def iteration(access: Access) -> Iteration | None:
@@ -37,18 +37,17 @@ def iteration(access: Access) -> Iteration | None:
 
     None where the weight has to be made dense each time.
     """
-    weight, u, v, dim, step, dtype, name, rescaling = access
-    live = step.live if isinstance(step, Iterate) else None
+    weight, _, _, dim, step, dtype, name, rescaling = access
     view = view_of(weight.shape, weight.stride(), dim)
-    if live is None or view is None or weight.is_neg():
+    if not isinstance(step, Iterate) or view is None:
         return None
-    backend, buffers = backend_for(weight, name), list(live)
-    taken = u, v, dim, step, dtype, rescaling
+    backend, n = backend_for(weight, name), step.n
 
-    def iterate(weight: Tensor) -> Tensor:
-        weight_sn, u, v, sigma, is_written = _normalize(weight, taken, (backend, weight, view))
+    def iterate(weight: Tensor, u: Tensor, v: Tensor, sigma: Tensor) -> Tensor:
+        taken = u, v, dim, Iterate(n, (u, v, sigma)), dtype, rescaling
+        weight_sn, *state, is_written = _normalize(weight, taken, (backend, weight, view))
         if not is_written:
-            foreach_copy_(buffers, [u, v, sigma])
+            foreach_copy_([u, v, sigma], state)
         return weight_sn
 
     return iterate
