@@ -415,6 +415,16 @@ def test_weights_in_half_precision(stable_fp32):
     assert torch.equal(original_of(layer).grad, original_of(twin).grad)
 
 
+def test_the_dtype_of_autocast_ends_with_it():
+    layer = layer_of(autocast_output=True)
+    for _ in range(2):
+        with torch.autocast("cpu", torch.bfloat16):
+            train(layer)
+            assert layer.weight.dtype == torch.bfloat16
+        train(layer)
+        assert layer.weight.dtype == torch.float32
+
+
 def test_autocast_leaves_it_in_its_dtype():
     layer, twin = (spectral_norm(nn.ConvTranspose1d(512, 256, 4)) for _ in range(2))
     twin.load_state_dict(layer.state_dict())

@@ -63,6 +63,7 @@ def standing_access(parametrization: Any, access: Access) -> StandingAccess | No
     may_stand = (
         parametrization.options.power_iter == "access"
         and torch.is_grad_enabled()
+        and access.dtype is weight.dtype  # not autocast's
         and not parametrization._parameters
         and parametrization._buffers["_v"].dtype is access.v.dtype  # not converted, nor is u
         and weight.numel() > 0
