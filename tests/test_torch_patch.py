@@ -254,3 +254,33 @@ def test_a_hook_that_was_computed_by_us_can_be_pickled():
     layer.weight = layer.weight.detach()  # as torch's own needs, too
     again = pickle.loads(pickle.dumps(layer))
     assert torch.equal(again.weight_orig, layer.weight_orig)
+
+
+@pytest.mark.filterwarnings("ignore:.*torch.jit", "ignore:.*torch.nn.utils.weight_norm")
+@pytest.mark.parametrize("training", [True, False])
+@pytest.mark.parametrize(
+    "norm",
+    [
+        nn.utils.spectral_norm,
+        nn.utils.parametrizations.spectral_norm,
+        nn.utils.weight_norm,
+        nn.utils.parametrizations.weight_norm,
+    ],
+    ids=["hook", "parametrization", "weight-norm-hook", "weight-norm"],
+)
+def test_compiled_training_is_torchs(norm, training):
+    def gradients():
+        torch.compiler.reset()
+        torch.manual_seed(0)
+        model = nn.Sequential(norm(nn.Linear(6, 5)), nn.Tanh(), norm(nn.Linear(5, 4)))
+        compiled = torch.compile(model.train(training), backend="aot_eager")
+        for _ in range(2):
+            model.zero_grad()
+            compiled(torch.ones(3, 6)).square().sum().backward()
+        grads = [parameter.grad for parameter in model.parameters()]
+        return [*grads, *model.state_dict().values()]
+
+    expected = gradients()
+    with patch_torch():
+        patched = gradients()
+    torch.testing.assert_close(patched, expected)

@@ -104,9 +104,11 @@ def _description(run: "Run") -> str:
         for player in (run.trainer.generator, run.trainer.discriminator)
     )
     shape = "x".join(map(str, run.data.shape))
+    judge = "\nfirst, a classifier of them to judge samples by" if run.config.evaluate else ""
     return (
         f"{len(run.data):,} images of {shape} in {run.data.num_classes} classes\n"
         f"parameters: generator {generator:,}, discriminator {discriminator:,}"
+        f"{judge}"
     )
 
 

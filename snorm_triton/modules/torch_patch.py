@@ -72,7 +72,8 @@ def patch_torch() -> TorchPatch:
     parameters.
 
     The numbers are torch's: the hook's power iteration takes v first, which here is two products of
-    its own before the weight is divided.
+    its own before the weight is divided. In code that torch.compile compiles, spectral norms are
+    torch's own: its operations, which the compiler fuses.
 
     Returns:
         A context manager; or call its ``undo()``.
@@ -96,6 +97,7 @@ class _Place:
     def __init__(self, owner: Any, name: str, calls: tuple[str, ...], replacement: Any) -> None:
         self.owner = owner
         self.name = name
+        self.iterates = bool(calls)  # a spectral norm, then
         self.original = vars(owner).get(name)
         self.calls = {call: getattr(owner, call, None) for call in calls}
         self.replacement = replacement
@@ -112,9 +114,10 @@ class _Place:
     def takes(self, norm: Any, weight: Tensor) -> bool:
         is_torchs = all(getattr(type(norm), call, None) is was for call, was in self.calls.items())
         is_plain = weight.ndim > 1 and weight.layout == torch.strided
-        return (
-            bool(_active) and is_torchs and is_plain and not (self is _HOOK and weight.is_complex())
-        )
+        # A compiler makes kernels of torch's operations by itself, and of their writes to u and v.
+        is_left = self.iterates and torch.compiler.is_compiling()
+        is_left = is_left or (self is _HOOK and weight.is_complex())
+        return bool(_active) and is_torchs and is_plain and not is_left
 
 
 def _compute_weight(self: Any, module: nn.Module, do_power_iteration: bool) -> Tensor:
