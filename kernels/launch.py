@@ -20,6 +20,13 @@ from .launcher import Launcher
 # should hold the same sum differ in its last bit: which of them a store takes is nobody's choice.
 ROUNDING = {"enable_fp_fusion": False}
 
+TYPES = {
+    torch.float64: tl.float64,
+    torch.float32: tl.float32,
+    torch.float16: tl.float16,
+    torch.bfloat16: tl.bfloat16,
+}
+
 _launchers: dict[int, Launcher] = {}  # by the identities of kernels, whose hash takes long
 
 

@@ -15,6 +15,7 @@ from .config import (
     SHARE_COLUMNS,
     SHARE_ROWS,
     VECTOR_BLOCK,
+    RowTile,
     SmallTile,
     ceil_div,
     chunk_tile,
@@ -111,9 +112,8 @@ def _estimate(
     fresh: State,
 ) -> None:
     """Write ``out`` and ``fresh``, in two launches."""
-    M, N, numel = view.M, view.N, weight.numel()
-    itemsize, lanes = u.element_size(), launch.warp_size(u.device)
-    tile, block = chunk_tile(M, N, view.Q, itemsize, lanes), finish_block(itemsize)
+    M, N = view.M, view.N
+    tile = chunk_tile(M, N, view.Q, u.element_size(), launch.warp_size(u.device))
     parts = u.new_empty(3 * tile.programs)
     launch.run(
         estimate_parts,
@@ -132,27 +132,27 @@ def _estimate(
         num_warps=tile.num_warps,
         **launch.ROUNDING,
     )
+    taken = {"weight_ptr": weight, "u_ptr": u, "v_ptr": v, "parts_ptr": parts}
+    numbers = {"programs": tile.programs, "M": M, "N": N, "eps": eps}
+    _finish_estimate(taken | numbers | launch.factor_of(rescaling), out, fresh)
+
+
+def _finish_estimate(taken: dict[str, Any], out: Tensor, fresh: State) -> None:
+    numel, itemsize = out.numel(), fresh.u.element_size()
+    block = finish_block(itemsize)
     launch.run(
         finish_estimate,
         ceil_div(numel, block),
-        weight_ptr=weight,
-        u_ptr=u,
-        v_ptr=v,
-        parts_ptr=parts,
+        **taken,
         out_ptr=out,
         unit_u_ptr=fresh.u,
         unit_v_ptr=fresh.v,
         sigma_ptr=fresh.sigma,
-        programs=tile.programs,
         numel=numel,
-        M=M,
-        N=N,
-        eps=eps,
-        **launch.factor_of(rescaling),
         FACTOR=hidden_factor(numel),
         BLOCK=block,
         VECTOR_BLOCK=VECTOR_BLOCK,
-        num_warps=warps(block, itemsize, lanes),
+        num_warps=warps(block, itemsize, launch.warp_size(out.device)),
         **launch.ROUNDING,
     )
 
@@ -165,13 +165,7 @@ def _iterate(
     M, N = view.M, view.N
     itemsize, lanes = u.element_size(), launch.warp_size(u.device)
     capacity = M * out.element_size() // itemsize  # rows of N that the output holds
-    staged: dict[str, int] = {}
-    if holds_whole_rows(view.P, view.Q, view.K, itemsize):
-        limits = launch.shared_memory(weight.device), max(1, capacity)
-        tile = row_tile(M, N, itemsize, weight.element_size(), lanes, *limits)
-        power, staged = power_rows, {"STAGES": tile.STAGES}
-    else:
-        power, tile = power_chunked, chunk_tile(M, N, view.Q, itemsize, lanes)
+    power, tile, staged = _power_kernel(view, weight, itemsize, capacity)
     programs, column_blocks = tile.programs, ceil_div(N, SHARE_COLUMNS)
     # The shares of s lie in the output's memory: it is written only once they have been read.
     partial = out if programs <= capacity else u.new_empty(programs, N)
@@ -204,6 +198,18 @@ def _iterate(
         is_last = iteration == n_power_iterations - 1
         _finish(view, u, v, arguments, scratch, programs, is_last)
         u, v = arguments["new_u_ptr"], arguments["new_v_ptr"]
+
+
+def _power_kernel(
+    view: MatrixView, weight: Tensor, itemsize: int, capacity: int
+) -> tuple[Any, RowTile, dict[str, int]]:
+    """The kernel of the power step, its tile, and what it takes beside."""
+    M, N, lanes = view.M, view.N, launch.warp_size(weight.device)
+    if not holds_whole_rows(view.P, view.Q, view.K, itemsize):
+        return power_chunked, chunk_tile(M, N, view.Q, itemsize, lanes), {}
+    limits = launch.shared_memory(weight.device), max(1, capacity)
+    tile = row_tile(M, N, itemsize, weight.element_size(), lanes, *limits)
+    return power_rows, tile, {"STAGES": tile.STAGES}
 
 
 def _finish(

@@ -10,7 +10,6 @@ from functools import partial
 from typing import Any, NamedTuple
 
 import torch
-import triton.language as tl
 from torch import Tensor
 
 from ..ops.calls import Call, Evaluate, Iterate, Normalized, Replay, Step
@@ -27,13 +26,6 @@ from .normalize import normalize as of_one_weight
 from .parts import split, split_states
 from .plan import Layer, plan_of, table_apart
 from .table import Table
-
-TYPES = {
-    torch.float64: tl.float64,
-    torch.float32: tl.float32,
-    torch.float16: tl.float16,
-    torch.bfloat16: tl.bfloat16,
-}
 
 
 def normalize(calls: Sequence[Call], apart: bool = False) -> list[Normalized]:
@@ -153,45 +145,24 @@ def _iterate(
     numbers: dict[str, Any],
     live: bool,
 ) -> None:
-    table, out, state, shares, scratch = memory
-    lanes = launch.warp_size(out.device)
-    tile = foreach_tile(state.element_size(), lanes)
-    power, reduce, finish = table.programs
+    table, out, state, _, scratch = memory
     arguments: dict[str, Any] = {
         "table_ptr": table.fields,
         "scratch_ptr": scratch,
         "LAYERS": table.layers,
-        "R": tile.R,
+        "R": foreach_tile(state.element_size(), launch.warp_size(out.device)).R,
         **launch.ROUNDING,
     }
-    of_all = {"state_ptr": state, "WEIGHT_TYPE": TYPES[dtype], "PERMUTES": table.permutes}
+    of_all = {"state_ptr": state, "WEIGHT_TYPE": launch.TYPES[dtype], "PERMUTES": table.permutes}
     for iteration in range(n_power_iterations):
-        launch.run(
-            foreach_power,
-            power,
-            **arguments,
-            **of_all,
-            partial_ptr=shares,
-            GOES_ON=iteration > 0,
-            BLOCK_N=tile.BLOCK_N,
-            num_warps=tile.num_warps,
-        )
-        launch.run(
-            foreach_reduce,
-            reduce,
-            **arguments,
-            partial_ptr=shares,
-            BLOCK=SHARE_COLUMNS,
-            ROWS=SHARE_ROWS,
-            num_warps=warps(SHARE_ROWS * SHARE_COLUMNS, state.element_size(), lanes),
-        )
+        of_all["GOES_ON"] = iteration > 0
+        _power_and_reduce(memory, arguments, of_all)
         launch.run(
             foreach_finish,
-            finish,
+            table.programs[2],
             **arguments,
             **of_all,
             out_ptr=out,
-            GOES_ON=iteration > 0,
             RESCALES=iteration == n_power_iterations - 1,
             LIVE=live,
             **numbers,
@@ -201,6 +172,30 @@ def _iterate(
         )
 
 
+def _power_and_reduce(memory: Memory, arguments: dict[str, Any], of_all: dict[str, Any]) -> None:
+    (power, reduce, _), itemsize = memory.table.programs, memory.state.element_size()
+    lanes = launch.warp_size(memory.state.device)
+    tile = foreach_tile(itemsize, lanes)
+    launch.run(
+        foreach_power,
+        power,
+        **arguments,
+        **of_all,
+        partial_ptr=memory.shares,
+        BLOCK_N=tile.BLOCK_N,
+        num_warps=tile.num_warps,
+    )
+    launch.run(
+        foreach_reduce,
+        reduce,
+        **arguments,
+        partial_ptr=memory.shares,
+        BLOCK=SHARE_COLUMNS,
+        ROWS=SHARE_ROWS,
+        num_warps=warps(SHARE_ROWS * SHARE_COLUMNS, itemsize, lanes),
+    )
+
+
 def _estimate(memory: Memory, eps: float, dtype: torch.dtype, numbers: dict[str, Any]) -> None:
     table, out, state, _, scratch = memory
     tile = foreach_tile(state.element_size(), launch.warp_size(out.device))
@@ -208,7 +203,7 @@ def _estimate(memory: Memory, eps: float, dtype: torch.dtype, numbers: dict[str,
     arguments: dict[str, Any] = {
         "table_ptr": table.fields,
         "scratch_ptr": scratch,
-        "WEIGHT_TYPE": TYPES[dtype],
+        "WEIGHT_TYPE": launch.TYPES[dtype],
         "LAYERS": table.layers,
         "R": tile.R,
         "VECTOR_BLOCK": VECTOR_BLOCK,
@@ -241,7 +236,7 @@ def _replay(memory: Memory, dtype: torch.dtype, numbers: dict[str, Any]) -> None
         table_ptr=memory.table.fields,
         out_ptr=memory.out,
         state_ptr=memory.state,
-        WEIGHT_TYPE=TYPES[dtype],
+        WEIGHT_TYPE=launch.TYPES[dtype],
         LAYERS=memory.table.layers,
         **numbers,
         BLOCK=ELEMENTWISE_BLOCK,

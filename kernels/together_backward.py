@@ -31,7 +31,6 @@ from .table import (
     rows_of,
     sizes_of,
 )
-from .together import TYPES
 
 
 def rescale_backward(calls: Sequence[GradientCall]) -> list[Gradients]:
@@ -75,8 +74,8 @@ def launch_gradients(
     arguments: dict[str, Any] = {
         "table_ptr": table.fields,
         "partial_ptr": u.new_empty(table.layers, DOT_PROGRAMS),
-        "GRAD_TYPE": TYPES[grad.dtype],
-        "WEIGHT_TYPE": TYPES[weight.dtype],
+        "GRAD_TYPE": launch.TYPES[grad.dtype],
+        "WEIGHT_TYPE": launch.TYPES[weight.dtype],
         "LAYERS": table.layers,
         "PROGRAMS": DOT_PROGRAMS,
         "num_warps": 8,

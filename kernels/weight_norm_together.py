@@ -21,7 +21,6 @@ from .grouping import fits_table, grouped
 from .parts import split
 from .row_plan import Layer, RowPlan, column_of, plan_of, tile_rows
 from .table import GRAD, NEW_U, OUT, SIGMA, Rows, Table, rows_of
-from .together import TYPES
 from .weight_norm import norms_dtype
 from .weight_norm import scale_rows as of_one_weight
 from .weight_norm import scale_rows_backward as gradients_of_one_weight
@@ -107,7 +106,7 @@ def launch_gradients(table: Table, grad: Tensor, call: RowScaling, norms: Tensor
             table.programs[0],
             **_arguments(table, call.weight, call.g, norms.dtype),
             norms_ptr=norms,
-            GRAD_TYPE=TYPES[grad.dtype],
+            GRAD_TYPE=launch.TYPES[grad.dtype],
         )
 
 
@@ -124,8 +123,8 @@ def gradient_rows(calls: Sequence[RowScaling], norms_bytes: int) -> Rows:
 def _arguments(table: Table, weight: Tensor, g: Tensor, dtype: torch.dtype) -> dict[str, Any]:
     return {
         "table_ptr": table.fields,
-        "WEIGHT_TYPE": TYPES[weight.dtype],
-        "G_TYPE": TYPES[g.dtype],
+        "WEIGHT_TYPE": launch.TYPES[weight.dtype],
+        "G_TYPE": launch.TYPES[g.dtype],
         "LAYERS": table.layers,
         "NARROW": NARROW_ROWS,
         "SECTOR": SECTOR,
