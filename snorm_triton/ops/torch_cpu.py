@@ -75,28 +75,48 @@ def rounds(calls: Sequence[Call]) -> EachTime:
 
 def _iterate(weight: Tensor, view: MatrixView, u: Tensor, v: Tensor, n: int) -> _Estimated:
     """As :func:`snorm_triton.ops.power_iteration.estimate`."""
-    is_plain = view.P == 1 and weight.dtype == u.dtype
-    operand = view.operand(weight) if is_plain else _operand(weight, view, u.dtype)
+    if view.P == 1 and weight.dtype == u.dtype:
+        operand = weight.as_strided((view.M, view.Q), (view.Q, 1))
+    else:
+        operand = _operand(weight, view, u.dtype)
     if view.K != 1:
         v = view.columns_to_memory(v)
-    is_small = operand.ndim == 2 and max(operand.shape) <= tiles.SUMMANDS
-    is_small = is_small and operand.dtype == v.dtype
+    is_small = view.M <= tiles.SUMMANDS and view.P * view.Q <= tiles.SUMMANDS
+    estimated = None
+    if is_small and operand.ndim == 2 and operand.dtype == v.dtype:
+        estimated = _iterate_few(operand, v, n)
+    u, v, sigma, number = estimated or _iterate_any(operand, u, v, n)
+    return u, v if view.K == 1 else view.columns_to_logical(v), sigma, number
+
+
+def _iterate_few(operand: Tensor, v: Tensor, n: int) -> _Estimated | None:
+    """Of a matrix of few rows and columns in fewest steps: they take longer than the sums do.
+
+    None where a length is zero, not finite, or such that squares lose digits.
+    """
+    for _ in range(n):
+        u = torch.mv(operand, v)
+        length = vector_norm(u)
+        if not _SMALL < length.item() < _LARGE:
+            return None
+        v = torch.mv(operand.t(), u.div_(length))
+        sigma = vector_norm(v)
+        number = sigma.item()
+        if not _SMALL < number < _LARGE:
+            return None
+        v.div_(sigma)
+    return u, v, sigma, number
+
+
+def _iterate_any(operand: Tensor, u: Tensor, v: Tensor, n: int) -> _Estimated:
     moved = False
     for _ in range(n):
-        if is_small:
-            t = torch.mv(operand, v)
-            length, number = _norm(t)
-            t = t.div_(length) if number != 0 else start_like(t)
-            s = torch.mv(operand.mT, t)
-        else:
-            t, s = _products(operand, v)
+        t, s = _products(operand, v)
         sigma, number = _norm(s)
         if not 0 < number < inf:
             break
         u, v, moved = t, s.div_(sigma), True
-    if not moved:
-        u, v = u.clone(), v.clone()
-    return u, v if view.K == 1 else view.columns_to_logical(v), sigma, number
+    return (u, v, sigma, number) if moved else (u.clone(), v.clone(), sigma, number)
 
 
 def _evaluate(weight: Tensor, view: MatrixView, u: Tensor, v: Tensor, eps: float) -> _Estimated:

@@ -71,6 +71,12 @@ def rescale_backward(
         # As below, in fewest steps: a small weight's gradient takes no longer than they do.
         v = view.columns_to_memory(v)
         along = torch.dot(flat(weight), flat(grad)).item() / number
+        if view.P == 1 and weight.nbytes < LARGE:
+            matrix = grad.as_strided((view.M, view.Q), (view.Q, 1))
+            inverse = 1 / number
+            alpha = _rounded(-along * inverse, wide)
+            gradient = torch.addr(matrix, u, v, beta=inverse, alpha=alpha)
+            return Gradients(gradient.as_strided(weight.size(), weight.stride()))
         return Gradients(_gradient_like(weight, grad, view, u, v, sigma, along, is_wide))
     by, unscaled = divisor(sigma, number, rescaling)
     learned, wide_weight, wide_grad = rescaling.learned, weight, grad

@@ -44,10 +44,14 @@ def iteration(access: Access) -> Iteration | None:
     backend, n = backend_for(weight, name), step.n
 
     def iterate(weight: Tensor, u: Tensor, v: Tensor, sigma: Tensor) -> Tensor:
-        taken = u, v, dim, Iterate(n, (u, v, sigma)), dtype, rescaling
-        weight_sn, *state, is_written = _normalize(weight, taken, (backend, weight, view))
+        data, live = weight.detach(), (u, v, sigma)
+        made = backend.normalize(data, view, u, v, Iterate(n, live), dtype, rescaling)
+        weight_sn, u, v, sigma, is_written = made
+        if weight.requires_grad:
+            estimate = Estimate(data, data._version, view, dim, u, v, sigma, rescaling)
+            Rescale.apply((backend, (estimate,), (weight_sn,)), weight)
         if not is_written:
-            foreach_copy_([u, v, sigma], state)
+            foreach_copy_(live, (u, v, sigma))
         return weight_sn
 
     return iterate
