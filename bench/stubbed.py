@@ -9,8 +9,9 @@ from typing import Any
 from unittest import mock
 
 from snorm_triton.kernels import launch
+from snorm_triton.modules import ways
 from snorm_triton.ops import dispatch
-from snorm_triton.parametrizations import prepared, updates
+from snorm_triton.parametrizations import prepared, prepared_round, updates
 
 
 @contextmanager
@@ -33,6 +34,8 @@ def stubbed_launches() -> Iterator[Counter[str]]:
             (dispatch, "_interpreted", lambda: True),
             (dispatch, "DEFAULT_BACKEND", "triton"),
             (prepared, "fingerprint", _of_no_gpu),
+            (prepared_round, "fingerprint", _of_no_gpu),
+            (ways, "fingerprint", _of_no_gpu),
             (updates, "fingerprint", _of_no_gpu),
         ):
             patches.enter_context(mock.patch.object(module, name, stand_in))

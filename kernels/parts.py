@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from typing import NamedTuple
 
 import torch
 from torch import Tensor
@@ -11,15 +12,30 @@ from ..ops.calls import State
 from ..ops.matrix_view import MatrixView
 
 
-def split(
-    memory: Tensor, sizes: Sequence[int], shapes: Sequence[tuple[Sequence[int], Sequence[int]]]
-) -> list[Tensor]:
-    """Tensors of these shapes and strides in parts of ``memory``, and no views of it.
+class Layout(NamedTuple):
+    """How a tensor lies in its memory; ``like``: one that lies in order, which is sooner told."""
+
+    shape: Sequence[int]
+    stride: Sequence[int]
+    like: Tensor | None = None
+
+    @classmethod
+    def kept(cls, weight: Tensor) -> Layout:
+        """That of ``weight``, for many times."""
+        in_order = torch.empty(weight.shape, device="meta").stride() == weight.stride()
+        return cls(weight.shape, weight.stride(), weight if in_order else None)
+
+
+def split(memory: Tensor, sizes: Sequence[int], layouts: Sequence[Layout]) -> list[Tensor]:
+    """Tensors of these layouts in parts of ``memory``, and no views of it.
 
     Each has a version counter of its own.
     """
     parts = torch.unsafe_split_with_sizes(memory, sizes)
-    return [part.as_strided_(*shape) for part, shape in zip(parts, shapes, strict=True)]
+    return [
+        part.as_strided_(shape, stride) if like is None else part.resize_as_(like)
+        for part, (shape, stride, like) in zip(parts, layouts, strict=True)
+    ]
 
 
 def split_states(state: Tensor, views: Sequence[MatrixView]) -> list[State]:

@@ -13,7 +13,7 @@ from ..ops.calls import Call
 from ..ops.rounds import Round, RoundGradients
 from . import launch
 from .grouping import fits_table
-from .parts import split, split_states
+from .parts import Layout, split, split_states
 from .plan import Place, plan_of
 from .table import GRAD, OUT, SIGMA, KeptRows, U, V
 from .together import Memory, is_live, kind_of, launch_all, layer_of
@@ -34,7 +34,7 @@ class Rounds:
         self.calls = calls
         layers = tuple(map(layer_of, calls))
         self.plan = plan_of(layers, weight.device, dtype.itemsize, u.element_size())
-        self.shapes = [(call.weight.shape, call.weight.stride()) for call in calls]
+        self.layouts = [Layout.kept(call.weight) for call in calls]
         self.views = [call.view for call in calls]
 
     def __call__(self) -> tuple[list[Tensor], Round]:
@@ -44,7 +44,7 @@ class Rounds:
         state = u.new_empty(sizes.state)
         memory = Memory(table, out, state, out, u.new_empty(sizes.scratch))
         launch_all(memory, self.calls[0])
-        weights = split(out, sizes.outs, self.shapes)
+        weights = split(out, sizes.outs, self.layouts)
         states = partial(split_states, state, self.views)
         return weights, Round(state, states, is_live(step))
 

@@ -12,7 +12,7 @@ from torch import Tensor
 from ..ops.row_scaling import RowScaling, RowScalingGradient
 from . import launch
 from .grouping import fits_table
-from .parts import split
+from .parts import Layout, split
 from .row_plan import Layer, plan_of
 from .table import GRAD, NEW_U, OUT, SIGMA, KeptRows
 from .weight_norm import norms_dtype
@@ -40,12 +40,12 @@ class RowRounds:
         self._itemsize = norms_dtype(weight).itemsize
         layers = [Layer(v.data_ptr(), g.data_ptr(), view) for v, view, g, _ in calls]
         self._plan = plan_of(tuple(layers), weight.device, self._itemsize)
-        self._shapes = [(call.weight.shape, call.weight.stride()) for call in calls]
+        self._layouts = [Layout.kept(call.weight) for call in calls]
         self._starts = list(accumulate((call.view.M for call in calls), initial=0))
 
     def __call__(self) -> tuple[list[Tensor], Tensor]:
         out, norms = launch_plan(self._plan, self._calls[0])
-        return split(out, self._plan.outs, self._shapes), norms
+        return split(out, self._plan.outs, self._layouts), norms
 
     def gradients_of(self, members: Sequence[int]) -> RowGradients:
         starts = [self._starts[i] for i in members]

@@ -23,7 +23,7 @@ from .foreach_evaluate import (
 )
 from .grouping import fits_table, grouped, learns_alike, numbers_of
 from .normalize import normalize as of_one_weight
-from .parts import split, split_states
+from .parts import Layout, split, split_states
 from .plan import Layer, plan_of, table_apart
 from .table import Table
 
@@ -94,12 +94,12 @@ def _memory(
 def _parts(
     outs: Sequence[int], out: Tensor, state: Tensor, calls: Sequence[Call]
 ) -> list[Normalized]:
-    shapes = [(call.weight.shape, call.weight.stride()) for call in calls]
+    layouts = [Layout(call.weight.shape, call.weight.stride()) for call in calls]
     states = split_states(state, [call.view for call in calls])
     is_written = is_live(calls[0].step)
     return [
         Normalized(weight_sn, *of_layer, is_written)
-        for weight_sn, of_layer in zip(split(out, outs, shapes), states, strict=True)
+        for weight_sn, of_layer in zip(split(out, outs, layouts), states, strict=True)
     ]
 
 

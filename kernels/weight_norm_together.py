@@ -18,7 +18,7 @@ from .config import LINE, NARROW_ROWS, SECTOR, TOGETHER_THREADS, outlasts, toget
 from .foreach_rows import foreach_scale_rows
 from .foreach_rows_backward import foreach_differentiate_rows
 from .grouping import fits_table, grouped
-from .parts import split
+from .parts import Layout, split
 from .row_plan import Layer, RowPlan, column_of, plan_of, tile_rows
 from .table import GRAD, NEW_U, OUT, SIGMA, Rows, Table, rows_of
 from .weight_norm import norms_dtype
@@ -60,9 +60,9 @@ def _scale_rows(calls: Sequence[RowScaling]) -> list[RowScaled]:
     layers = tuple([Layer(v.data_ptr(), g.data_ptr(), view) for v, view, g, _ in calls])
     plan = plan_of(layers, weight.device, norms_dtype(weight).itemsize)
     out, norms = launch_plan(plan, calls[0])
-    shapes = [(v.shape, v.stride()) for v, *_ in calls]
+    layouts = [Layout(v.shape, v.stride()) for v, *_ in calls]
     rows = torch.unsafe_split_with_sizes(norms, [call.view.M for call in calls])
-    return list(map(RowScaled, split(out, plan.outs, shapes), rows))
+    return list(map(RowScaled, split(out, plan.outs, layouts), rows))
 
 
 def launch_plan(plan: RowPlan, call: RowScaling) -> tuple[Tensor, Tensor]:

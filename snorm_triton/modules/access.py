@@ -13,16 +13,13 @@ from torch import Tensor, nn
 from torch.nn.utils.parametrize import ParametrizationList
 
 from ..parametrizations.base import Parametrization, evaluating
-from ..parametrizations.circumstances import Circumstances
+from ..parametrizations.handed_out import Version, version_of
 from ..parametrizations.prepared import PreparedWeight
-from ..torch_internals import functorch
+from ..parametrizations.prepared_round import PreparedMember
+from ..torch_internals.hooks import has_hooks
 from .lost_changes import warn
 
-# A tensor's version as it was handed out, after a counter of what it is now: a tensor that shares
-# the tensor's own, which every operation in place advances. It holds no graph, and no memory but
-# that of a small tensor; a change through `.data` passes it by.
-Version = tuple[Tensor, int]
-_SMALL = 2**14  # bytes: to give them back takes as long as a matrix-vector product of them
+Ready = PreparedWeight | PreparedMember  # what reads get as it is
 
 
 class ConstrainedList(ParametrizationList):
@@ -35,8 +32,7 @@ class ConstrainedList(ParametrizationList):
 
     watched: str | None = None  # the tensor's name, where changes of it are looked for
     _handed_out: Version | None = None
-    # What reads get as it is, and under which circumstances.
-    _ready: tuple[PreparedWeight, Circumstances] | None = None
+    _ready: Ready | None = None
 
     def forward(self) -> Tensor:
         """The tensor, parametrized."""
@@ -45,12 +41,12 @@ class ConstrainedList(ParametrizationList):
             return self._parametrized()
         if "_ready" in known:
             self.put_away()
-        handed_out = known.get("_handed_out")
-        if handed_out is not None and handed_out[0]._version != handed_out[1]:
+        last = known.get("_handed_out")
+        if last is not None and last[0]._version != last[1]:
             self._forget()
             warn(self, known["watched"])
         parametrized = self._parametrized()
-        known["_handed_out"] = _version_of(parametrized, handed_out)
+        known["_handed_out"] = version_of(parametrized, last)
         if not torch.is_grad_enabled():
             self._keep_ready()
         return parametrized
@@ -63,35 +59,32 @@ class ConstrainedList(ParametrizationList):
         if type(prepared) is not PreparedWeight or len(parametrizations) > 1:
             return
         if prepared.outlives_forward and not only.options.autocast_output:
-            self.hand_out(prepared, prepared.circumstances)
+            self.hand_out(prepared)
 
-    def hand_out(self, prepared: PreparedWeight, circumstances: Circumstances) -> None:
+    def hand_out(self, ready: Ready) -> None:
         """Let reads get what is prepared, unless there is something to be warned of first."""
         known = self.__dict__
         if "_ready" in known:  # an evaluation, of which changes are noticed all the same
             self.put_away()
         last = known.get("_handed_out")
         if known.get("watched") is not None and (last is None or last[0]._version == last[1]):
-            known["_ready"] = prepared, circumstances
+            known["_ready"] = ready
 
     def put_away(self) -> None:
         """End reads of what is ready; a change of it in place will be noticed all the same."""
         known = self.__dict__
-        ready: tuple[PreparedWeight, Circumstances] | None = known.pop("_ready", None)
-        if ready is None or not ready[0].was_read:
-            return
-        prepared, last = ready[0], known.get("_handed_out")
-        if last is None or last[0]._version == last[1]:  # else it is still to be warned of
-            if prepared.counter is None:
-                prepared.counter = _counter_of(prepared.tensor, last)
-            known["_handed_out"] = prepared.counter, prepared.version
+        ready: Ready | None = known.pop("_ready", None)
+        last = known.get("_handed_out")
+        # A change of what was handed out last is still to be warned of.
+        if ready is not None and (last is None or last[0]._version == last[1]):
+            known["_handed_out"] = ready.handed_out(last) or last
 
     def _parametrized(self) -> Tensor:
         known = self.__dict__
         parametrizations = known["_modules"]
         if len(parametrizations) == 1:
             only = parametrizations["0"]
-            if isinstance(only, Parametrization) and not has_hooks(only):
+            if isinstance(only, Parametrization) and not has_hooks(only.__dict__):
                 originals = known["_parameters"] or known["_buffers"]
                 if "original" in originals or "original0" in originals:  # see held_originals
                     return only.forward(*originals.values())  # type: ignore[no-any-return]
@@ -161,39 +154,7 @@ def refresh_list(parametrizations: ParametrizationList, n_power_iterations: int)
                 inputs = [parametrization(*inputs)]
 
 
-HOOKS = ("_forward_pre_hooks", "_forward_hooks", "_backward_pre_hooks", "_backward_hooks")
-
-
-def has_hooks(module: nn.Module) -> bool:
-    """Whether something is to be called at a call of ``module``."""
-    known = module.__dict__  # past Module's attribute lookup
-    return bool(
-        known["_forward_pre_hooks"]
-        or known["_forward_hooks"]
-        or known["_backward_pre_hooks"]
-        or known["_backward_hooks"]
-    )
-
-
 def watches(module: nn.Module) -> bool:
     """Whether to notice changes of ``module``'s weights: not where its own forward makes them."""
     renormalizes = getattr(module, "max_norm", None) is not None  # Embedding and EmbeddingBag
     return not renormalizes and not isinstance(module, nn.RNNBase)  # cuDNN moves its weights
-
-
-def _version_of(tensor: Tensor, last: Version | None) -> Version | None:
-    """That of a plain tensor, None of one that has none; ``last`` is another, of its device."""
-    if type(tensor) is not Tensor or functorch.is_wrapped(tensor):
-        return None
-    try:
-        counter = _counter_of(tensor, last)
-        return counter, counter._version
-    except RuntimeError:  # a tensor of inference
-        return None
-
-
-def _counter_of(tensor: Tensor, last: Version | None) -> Tensor:
-    counter = tensor.detach()
-    if tensor.nbytes > _SMALL:
-        counter.data = tensor.new_empty(0) if last is None or last[0].numel() else last[0]
-    return counter

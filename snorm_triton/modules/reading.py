@@ -10,10 +10,9 @@ from torch import Tensor, nn
 from torch.nn.utils.parametrize import ParametrizationList
 
 from ..parametrizations.base import SUFFIXES, Parametrization
-from ..parametrizations.circumstances import Circumstances
-from ..parametrizations.prepared import PreparedWeight
+from ..torch_internals.hooks import has_hooks
 from ..torch_internals.parametrize import is_caching
-from .access import has_hooks, originals_of
+from .access import originals_of
 
 
 def make_fast(cls: type[nn.Module], name: str) -> None:
@@ -28,12 +27,13 @@ def make_fast(cls: type[nn.Module], name: str) -> None:
     def get(module: nn.Module) -> Any:
         parametrizations: Any = module._modules["parametrizations"]
         each = parametrizations._modules[name]
-        ready = each.__dict__.get("_ready")
-        if ready is not None and _is_right(each, *ready):
-            prepared = ready[0]
-            prepared.was_read = True
-            return prepared.tensor if ready[1].with_grad else prepared.tensor.detach()
-        if is_caching() or has_hooks(each) or type(each) is ParametrizationList:
+        known = each.__dict__
+        ready = known.get("_ready")
+        if ready is not None and not torch.compiler.is_compiling() and not is_caching():
+            tensor = ready.read(known)
+            if tensor is not None:
+                return tensor
+        if is_caching() or has_hooks(known) or type(each) is ParametrizationList:
             return torchs.fget(module)
         return each.forward()
 
@@ -58,18 +58,3 @@ def _read(module: nn.Module, name: str, suffix: str) -> Tensor:
         if found is not None:
             return found
     raise AttributeError(f"{type(module).__name__} has no attribute {name + suffix!r}")
-
-
-def _is_right(parametrizations: Any, prepared: PreparedWeight, common: Circumstances) -> bool:
-    """Whether a read gets it."""
-    known = parametrizations.__dict__
-    only = known["_modules"]["0"]
-    originals = (known["_parameters"] or known["_buffers"]).values()
-    return (
-        len(originals) > 0  # which a replica of DataParallel has elsewhere
-        and not torch.compiler.is_compiling()
-        and not is_caching()
-        # Of a forward they were looked for at its start.
-        and (common.frame is not None or not (has_hooks(parametrizations) or has_hooks(only)))
-        and prepared.serves_plainly(originals, only, common)
-    )

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
-from functools import partial
 from operator import attrgetter, is_
 from types import FrameType
 from typing import Any, cast
@@ -13,12 +12,15 @@ import torch
 from torch import Tensor, nn
 from torch.nn.utils.parametrize import ParametrizationList
 
+from ..ops.fingerprint import fingerprint
 from ..parametrizations import updates
 from ..parametrizations.base import Originals, Parametrization, Repeated
-from ..parametrizations.circumstances import Circumstances
+from ..parametrizations.circumstances import Circumstances, is_running
 from ..parametrizations.prepared import PreparedWeight
+from ..parametrizations.prepared_round import Output, PreparedMember, PreparedRound, Rounds
+from ..torch_internals.hooks import HOOKS
 from ..torch_internals.parametrize import is_caching
-from .access import HOOKS, ConstrainedList, held_originals
+from .access import ConstrainedList, held_originals
 
 # A parametrization, what it is of, and its list; and its access.
 Member = tuple[Parametrization, Originals, ParametrizationList]
@@ -39,14 +41,7 @@ class Way:
         self._originals = [
             (each.__dict__, list(held_originals(each)), originals) for _, originals, each in members
         ]
-        pairs = [(each, parametrizations) for each, _, parametrizations in members]
-        self._hooks = [module.__dict__[name] for pair in pairs for module in pair for name in HOOKS]
-        self._members = [(each.__dict__, parametrizations) for each, parametrizations in pairs]
-        self._are_plain = [
-            type(parametrizations) is ConstrainedList and not each.options.autocast_output
-            for each, parametrizations in pairs
-        ]
-        self._forward: FrameType | None = None
+        self._members = [each.__dict__ for each, *_ in members]
         self._held = list(self._tensors_now())
         self._addresses = list(map(Tensor.data_ptr, self._held))
 
@@ -61,7 +56,7 @@ class Way:
         )
 
     def _tensors_now(self) -> Iterator[Tensor]:
-        for (own, *_), (known, _) in zip(self._originals, self._members, strict=True):
+        for (own, *_), known in zip(self._originals, self._members, strict=True):
             for each in (own, known):
                 for tensors in (each["_parameters"], each["_buffers"]):
                     yield from (tensor for tensor in tensors.values() if tensor is not None)
@@ -71,7 +66,7 @@ class Way:
         raise NotImplementedError
 
     def _fits(self, model: nn.Module) -> bool:
-        return self._is_of(model) and not is_caching() and all(self._originals_are())
+        return self._is_of(model) and not is_caching() and self._originals_are()
 
     def _is_of(self, model: nn.Module) -> bool:
         return (
@@ -80,77 +75,96 @@ class Way:
             and list(map(type, self._modules)) == self._types
         )
 
-    def _originals_are(self) -> Iterator[bool]:
+    def _originals_are(self) -> bool:
         for known, names, originals in self._originals:
             held = known["_parameters"] or known["_buffers"]
-            yield list(held) == names and all(map(is_, held.values(), originals))
-
-    def _hand_out(self, all_prepared: Sequence[PreparedWeight], common: Circumstances) -> None:
-        """Let reads in this forward get what is prepared."""
-        self._forward = common.frame
-        if any(self._hooks):
-            return
-        for (_, parametrizations), prepared, is_plain in zip(
-            self._members, all_prepared, self._are_plain, strict=True
-        ):
-            if is_plain:
-                cast(ConstrainedList, parametrizations).hand_out(prepared, common)
+            if [*held] != names or not all(map(is_, held.values(), originals)):
+                return False
+        return True
 
     def forget(self, forward: FrameType) -> bool:
         """Forget what was prepared for this forward, if it was."""
-        if self._forward is not forward:
-            return False
-        self._forward = None
-        for known, parametrizations in self._members:
-            prepared = known.get("prepared")
-            if isinstance(prepared, PreparedWeight) and prepared.frame is forward:
-                known["prepared"] = None
-            if isinstance(parametrizations, ConstrainedList):
-                parametrizations.put_away()
-        return True
+        raise NotImplementedError
 
 
 class Recomputing(Way):
     """The accesses of each kind of parametrization are made again."""
 
     def __init__(
-        self, model: nn.Module, kinds: Sequence[Repeated], members: Sequence[Member]
+        self, model: nn.Module, kinds: Sequence[Repeated], members: Sequence[Sequence[Member]]
     ) -> None:
-        super().__init__(model, members)
+        in_order = [member for kind in members for member in kind]
+        super().__init__(model, in_order)
+        self._rounds = Rounds()
         self._kinds = kinds
-        all_prepared: list[Any] = [each.prepared for each, *_ in members]
-        self._prepared = [each.without_tensor() for each in all_prepared]
+        self._tensors = [each for _, originals, _ in in_order for each in originals]
+        self._is_sampled = any(fingerprint(each) is not None for each in self._tensors)
+        self._prepared: list[PreparedMember] = []
+        rounds = self._rounds
+        first = 0
+        for k, kind in enumerate(members):
+            for i, (each, originals, _) in enumerate(kind):
+                like, number = cast(PreparedWeight, each.prepared), len(self._prepared)
+                self._prepared.append(PreparedMember(like, each, rounds, number, (k, i), first))
+                first += len(originals)
+        pairs = [(each, parametrizations) for each, _, parametrizations in in_order]
+        self._hooks = [module.__dict__[name] for pair in pairs for module in pair for name in HOOKS]
+        self._lists = [
+            (mine, prepared)
+            for (each, mine), prepared in zip(pairs, self._prepared, strict=True)
+            if type(mine) is ConstrainedList and not each.options.autocast_output
+        ]
 
     @classmethod
     def of(cls, model: nn.Module, kinds: Kinds) -> Recomputing | None:
         """As this forward was prepared; None where it cannot be done again."""
         repeated: list[Repeated] = []
-        members: list[Member] = []
         for kind, chosen in kinds.items():
             rounds = kind.rounds([each for each, *_ in chosen], [access for *_, access in chosen])
             # What an outer forward has prepared stays that one's.
             if rounds is None or not all(
-                type(each.prepared) is PreparedWeight for each, *_ in chosen
+                isinstance(each.prepared, PreparedWeight) and not each.prepared.state
+                for each, *_ in chosen
             ):
                 return None
             repeated.append(rounds)
-            members += [(each, originals, mine) for each, originals, mine, _ in chosen]
-        return cls(model, repeated, members)
+        return cls(model, repeated, [[each[:3] for each in chosen] for chosen in kinds.values()])
 
     def prepare(self, model: nn.Module, forward: FrameType) -> bool:
+        if self._rounds.now is not None and not is_running(self._rounds.now.circumstances.frame):
+            self._end()  # a KeyboardInterrupt has passed the hook by
         if not self._fits(model) or not all(repeated.holds() for repeated in self._kinds):
             return False
-        common = Circumstances(self._originals[0][2][0].device, forward)
-        all_prepared: list[PreparedWeight] = []
+        common = Circumstances(self._tensors[0].device, forward)
+        tensors: list[Tensor] = []
+        outputs: list[Output] = []
         for repeated in self._kinds:
             weights, output = repeated()
-            for i, weight in enumerate(weights):
-                then = self._prepared[len(all_prepared)]
-                all_prepared.append(then.again(weight, partial(output, i, weight), common))
-        for (known, _), prepared in zip(self._members, all_prepared, strict=True):
+            tensors += weights
+            outputs.append(output)
+        originals, is_sampled = self._tensors, self._is_sampled
+        self._rounds.now = PreparedRound(tensors, outputs, originals, is_sampled, common)
+        for known, prepared in zip(self._members, self._prepared, strict=True):
             known["prepared"] = prepared
-        self._hand_out(all_prepared, common)
+        if not any(self._hooks):
+            for mine, prepared in self._lists:
+                mine.hand_out(prepared)
         return True
+
+    def forget(self, forward: FrameType) -> bool:
+        made = self._rounds.now
+        if made is None or made.circumstances.frame is not forward:
+            return False
+        self._end()
+        return True
+
+    def _end(self) -> None:
+        for mine, _ in self._lists:
+            mine.put_away()
+        for known, prepared in zip(self._members, self._prepared, strict=True):
+            if known.get("prepared") is prepared:
+                known["prepared"] = None
+        self._rounds.now = None
 
 
 class Reusing(Way):
@@ -166,15 +180,16 @@ class Reusing(Way):
         self._tensors = [tensor for each in all_prepared for tensor in each.tensors]
         self._facts = self._facts_now()
         self._modes = self._modes_now()
+        self._forward: FrameType | None = None
 
     def _modes_now(self) -> list[bool]:
-        return [known["training"] for known, _ in self._members]
+        return [known["training"] for known in self._members]
 
     def belongs_to(self, model: nn.Module) -> bool:
         return super().belongs_to(model) and self._is_kept()
 
     def _is_kept(self) -> bool:
-        for (known, _), evaluation in zip(self._members, self._prepared, strict=True):
+        for known, evaluation in zip(self._members, self._prepared, strict=True):
             prepared = evaluation()
             if prepared is None or known["prepared"] is not prepared:
                 return False
@@ -201,7 +216,7 @@ class Reusing(Way):
 
     def forget(self, forward: FrameType) -> bool:
         """Nothing was prepared."""
-        if self._forward is not forward:
-            return False
-        self._forward = None
-        return True
+        is_mine = self._forward is forward
+        if is_mine:
+            self._forward = None
+        return is_mine

@@ -24,6 +24,7 @@ from ..ops import recomputation
 from ..parametrizations.base import Parametrization
 from ..parametrizations.circumstances import Circumstances, is_running
 from ..parametrizations.prepared import PreparedWeight, TracedWeight
+from ..parametrizations.prepared_round import PreparedMember
 from ..torch_internals import functorch
 from ..torch_internals.checkpoints import unseen
 from ..torch_internals.parametrize import is_cached
@@ -31,6 +32,8 @@ from ..torch_internals.tracing import is_tracing
 from .access import ConstrainedList, held_originals
 from .standing import ATTRIBUTE, Standing
 from .ways import Chosen, Member
+
+_EAGER = (PreparedWeight, PreparedMember)
 
 
 def attach(model: nn.Module, everywhere: bool) -> None:
@@ -73,7 +76,7 @@ def _forget(model: nn.Module, args: Any, output: Any) -> None:
             # What an outer forward prepared stays until that ends.
             if isinstance(prepared, TracedWeight):
                 is_over = prepared.model is model
-            elif isinstance(prepared, PreparedWeight) and None not in (forward, prepared.frame):
+            elif isinstance(prepared, _EAGER) and None not in (forward, prepared.frame):
                 is_over = prepared.frame is forward or not is_running(prepared.frame)
             else:
                 continue

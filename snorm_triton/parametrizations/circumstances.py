@@ -59,8 +59,14 @@ class Circumstances:
             or streams.is_capturing(self.device) != self.is_captured
         ):
             return False
+        frame = self.frame
+        if self.with_grad:
+            caller: FrameType | None = sys._getframe(1)
+            while caller is not None and caller is not frame:
+                caller = caller.f_back
+            return caller is not None
         # Without gradients this may be the forward of a reentrant checkpoint: its frame tells.
-        return is_running(self.frame, past_checkpoints=self.with_grad)
+        return is_running(frame, past_checkpoints=False)
 
 
 def is_plain() -> bool:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from operator import is_
 from types import FrameType
 from typing import Any
@@ -12,9 +12,11 @@ from torch import Tensor, nn
 
 from ..ops import streams
 from ..ops.fingerprint import fingerprint
+from ..torch_internals.hooks import has_hooks
 from ..torch_internals.storage import memory_of, version
 from .base import Originals, Parametrization
 from .circumstances import Circumstances
+from .handed_out import Version, counter_of
 
 Contents = tuple[Tensor, Any, int | None, int, tuple[int, ...], bool, bytes | None]
 
@@ -95,15 +97,27 @@ class PreparedWeight:
         self.counter: Tensor | None = None  # of changes in place
 
     def again(
-        self, tensor: Tensor, output: Callable[[], Any], circumstances: Circumstances
+        self,
+        values: Sequence[tuple[int, bytes | None]],
+        tensor: Tensor,
+        made: int,
+        output: Callable[[], Any],
+        circumstances: Circumstances,
     ) -> PreparedWeight:
-        """Of another forward, in which nothing but the values differs from this one's."""
+        """Of another forward, in which nothing but the values differs from this one's.
+
+        Args:
+            values: the version of each original, and what its memory holds, if that is looked at.
+            made: the tensor's version then.
+        """
         other = self.without_tensor()
         other.contents = [
-            (each, held, each._version, address, stride, requires_grad, fingerprint(each))
-            for each, held, _, address, stride, requires_grad, _ in self.contents
+            (each, held, number, address, stride, requires_grad, sample)
+            for (each, held, _, address, stride, requires_grad, _), (number, sample) in zip(
+                self.contents, values, strict=True
+            )
         ]
-        other.tensor, other.version = tensor, tensor._version
+        other.tensor, other.version = tensor, made
         other.output, other.circumstances = output, circumstances
         other.was_read, other.counter = False, None
         return other
@@ -140,20 +154,38 @@ class PreparedWeight:
             and self.circumstances.last()
         )
 
-    def serves_plainly(
-        self, originals: Any, parametrization: Parametrization, circumstances: Circumstances
-    ) -> bool:
-        """Whether a read here and now gets the tensor as it is, where no autocast changes it."""
-        known = parametrization.__dict__  # past Module's attribute lookup
+    def read(self, known: dict[str, Any]) -> Tensor | None:
+        """The tensor of an evaluation, for a read here and now of the list with these attributes.
+
+        None where an access has more to do.
+        """
+        only: Any = known["_modules"]["0"]
+        own = only.__dict__  # past Module's attribute lookup
+        originals = (known["_parameters"] or known["_buffers"]).values()
         if (
-            known.get("prepared") is not self
-            or known["training"] is not self.is_training
+            own.get("prepared") is not self
+            or own["training"] is not self.is_training
             or self.tensor._version != self.version
+            or len(originals) != len(self.originals)  # a replica of DataParallel has them elsewhere
             or not all(map(is_, originals, self.originals))
-            or (self.state and not are_same(self._state_of(parametrization), self.state))
+            or (self.state and not are_same(self._state_of(only), self.state))
+            or has_hooks(known)
+            or has_hooks(own)
+            or not self.circumstances.last_plainly()
+            or not self._is_unchanged()
         ):
-            return False
-        return self._is_unchanged() and circumstances.last_plainly()
+            return None
+        self.was_read = True
+        tensor: Tensor = self.tensor.detach()
+        return tensor
+
+    def handed_out(self, last: Version | None) -> Version | None:
+        """The version that was read; None where none was."""
+        if not self.was_read:
+            return None
+        if self.counter is None:
+            self.counter = counter_of(self.tensor, last)
+        return self.counter, self.version
 
     def _state_of(self, parametrization: Parametrization) -> Originals:
         if self.outlives_forward:

@@ -61,6 +61,20 @@ def count(references):
 
 
 @each_constraint
+@pytest.mark.parametrize("foreach", [True, False])
+@pytest.mark.usefixtures("no_collection")
+def test_what_a_forward_has_read(apply, foreach):
+    model, read = apply(Model(), foreach=foreach), []
+    for _ in range(3):
+        train(model)
+        model(X, lambda: read.extend(memories([model.first.weight, model.last.weight])))
+    assert count(read) == 0
+    model.last.weight.detach().mul_(2)  # which is noticed all the same
+    with pytest.warns(UserWarning, match=r"last\.weight.* was changed in place"):
+        train(model)
+
+
+@each_constraint
 @pytest.mark.usefixtures("no_collection")
 def test_what_a_model_leaves_when_it_is_converted(apply):
     model = trained(apply)
@@ -111,7 +125,10 @@ def test_epochs_of_training_and_evaluation(apply):
         assert count(evaluated) == 0
         optimizer.step()
         evaluate(model)
-        evaluated = memories([model.first.weight, model.last.weight])
+        model.eval()
+        with torch.no_grad():
+            evaluated = memories([model.first.weight, model.last.weight])
+        model.train()
         assert count(evaluated) == 2
         assert sorted(ways_of(model)) == ["Recomputing", "Reusing"]
 
