@@ -27,10 +27,14 @@ def stubbed_launches() -> Iterator[Counter[str]]:
     def count(kernel: Any, programs: int, /, **arguments: Any) -> None:
         counted[kernel.fn.__name__] += 1
 
+    def count_again(made: launch.Launch, memory: object) -> None:
+        counted[made.kernel.fn.__name__] += 1
+
     with ExitStack() as patches:
         patches.callback(_forget_choices)
         for module, name, stand_in in (
             (launch, "run", count),
+            (launch.Launch, "__call__", count_again),
             (dispatch, "_interpreted", lambda: True),
             (dispatch, "DEFAULT_BACKEND", "triton"),
             (prepared, "fingerprint", _of_no_gpu),

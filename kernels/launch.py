@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping, Sequence
 from contextlib import AbstractContextManager, nullcontext
 from functools import lru_cache
 from typing import Any
@@ -14,7 +15,7 @@ from ..ops.matrix_view import MatrixView
 from ..ops.rescaling import Rescaling
 from ..ops.streams import is_capturing as is_capturing
 from .config import hidden_factor
-from .launcher import Launcher
+from .launcher import Again, Launcher
 
 # A product that is fused into one operand of a sum, and not into the other, makes the lanes that
 # should hold the same sum differ in its last bit: which of them a store takes is nobody's choice.
@@ -32,10 +33,51 @@ _launchers: dict[int, Launcher] = {}  # by the identities of kernels, whose hash
 
 def run(kernel: Any, programs: int, /, **arguments: Any) -> None:
     """Launch ``programs`` of ``kernel``: every launch of ours goes through here."""
+    _launcher_of(kernel)(programs, arguments)
+
+
+def _launcher_of(kernel: Any) -> Launcher:
     launcher = _launchers.get(id(kernel))
     if launcher is None:
         launcher = _launchers[id(kernel)] = Launcher(kernel)
-    launcher(programs, arguments)
+    return launcher
+
+
+class Launch:
+    """A launch that is made again and again, of other tensors each time.
+
+    Args:
+        kernel: what is launched.
+        programs: how many of it.
+        varying: the arguments that are others each time: tensors, of the same dtypes.
+        arguments: those that stay.
+    """
+
+    def __init__(
+        self, kernel: Any, programs: int, varying: Sequence[str], /, **arguments: Any
+    ) -> None:
+        self.kernel = kernel
+        self._programs, self._varying, self._arguments = programs, varying, arguments
+        self._was_made = False
+        self._again: Again | None = None
+
+    def __call__(self, memory: Mapping[str, Tensor]) -> None:
+        """Launch it, of the varying among these."""
+        tensors = [memory[name] for name in self._varying]
+        if self._again is not None and self._again(tensors):
+            return
+        arguments = self._arguments | dict(zip(self._varying, tensors, strict=True))
+        run(self.kernel, self._programs, **arguments)
+        if self._was_made:  # once, and is to be made often
+            self._again = _launcher_of(self.kernel).again(self._programs, arguments, self._varying)
+        self._was_made = True
+
+
+def in_order(launches: Sequence[Launch], memory: Mapping[str, Tensor]) -> None:
+    """Make each, on the device of its memory."""
+    with on_device_of(next(iter(memory.values()))):
+        for each in launches:
+            each(memory)
 
 
 def on_device_of(tensor: Tensor) -> AbstractContextManager[object]:

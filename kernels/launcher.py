@@ -6,6 +6,7 @@ hooks. What that finds depends on little: here the same little is the key to wha
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Any, NamedTuple
 
 import triton
@@ -62,6 +63,23 @@ class Launcher:
         ):
             self._compiled[device, key] = _Compiled(made.run, made.function, made.packed_metadata)
 
+    def again(
+        self, programs: int, arguments: dict[str, Any], varying: Sequence[str]
+    ) -> Again | None:
+        """What makes this launch again with other tensors; None where each is looked at anew."""
+        if not self._takes or not _on_cuda(arguments):
+            return None
+        if any(arguments[name].data_ptr() % 16 for name in varying):
+            return None
+        device = driver.active.get_current_device()
+        key, values = self.specialize(arguments)
+        compiled = self._compiled.get((device, key)) if key is not None else None
+        if compiled is None:
+            return None
+        order = [name for name, is_constexpr in self._parameters if not is_constexpr]
+        places = [order.index(name) for name in varying]
+        return Again(self.kernel, device, (programs, 1, 1), compiled, values, places)
+
     def specialize(self, arguments: dict[str, Any]) -> tuple[Key | None, list[Any]]:
         """What tells the compiled kernel for these arguments, and the arguments in order.
 
@@ -89,6 +107,32 @@ class Launcher:
                 return None, values
             values.append(value)
         return (*key, *options.items()), values
+
+
+class Again(NamedTuple):
+    """A launch but for the addresses of some tensors."""
+
+    kernel: Any
+    device: int
+    grid: tuple[int, int, int]
+    compiled: _Compiled
+    values: list[Any]
+    places: list[int]  # of the tensors, among the values
+
+    def __call__(self, tensors: Sequence[Tensor]) -> bool:
+        """Launch, of the same dtypes; False where it is another launch, and nothing is done."""
+        active = driver.active
+        if _is_watched(self.kernel) or active.get_current_device() != self.device:
+            return False
+        values = self.values.copy()
+        for place, tensor in zip(self.places, tensors, strict=True):
+            address = values[place] = tensor.data_ptr()
+            if address % 16:
+                return False
+        run, function, metadata = self.compiled
+        stream = active.get_current_stream(self.device)
+        run(*self.grid, stream, function, metadata, None, None, None, *values)
+        return True
 
 
 def _of_int(value: int) -> object:

@@ -15,9 +15,11 @@ from . import launch
 from .grouping import fits_table
 from .parts import Layout, split, split_states
 from .plan import Place, plan_of
-from .table import GRAD, OUT, SIGMA, KeptRows, U, V
-from .together import Memory, is_live, kind_of, launch_all, layer_of
-from .together_backward import gradient_rows, launch_gradients, rescale_backward
+from .table import GRAD, OUT, SIGMA, KeptRows, Rows, U, V
+from .together import is_live, kind_of, launches_of, layer_of
+from .together_backward import gradient_rows, rescale_backward
+from .together_backward import launches_of as gradient_launches
+from .together_backward import memory_of as gradient_memory
 
 
 def rounds(calls: Sequence[Call]) -> Rounds | None:
@@ -34,16 +36,18 @@ class Rounds:
         self.calls = calls
         layers = tuple(map(layer_of, calls))
         self.plan = plan_of(layers, weight.device, dtype.itemsize, u.element_size())
+        self.launches = launches_of(self.plan.table, calls[0])
         self.layouts = [Layout.kept(call.weight) for call in calls]
         self.views = [call.view for call in calls]
 
     def __call__(self) -> tuple[list[Tensor], Round]:
         weight, _, u, _, step, dtype, _ = self.calls[0]
-        table, _, sizes = self.plan
+        sizes = self.plan.sizes
         out = weight.new_empty(sizes.out, dtype=dtype)
         state = u.new_empty(sizes.state)
-        memory = Memory(table, out, state, out, u.new_empty(sizes.scratch))
-        launch_all(memory, self.calls[0])
+        memory = {"out_ptr": out, "state_ptr": state, "partial_ptr": out}
+        memory["scratch_ptr"] = u.new_empty(sizes.scratch)
+        launch.in_order(self.launches, memory)
         weights = split(out, sizes.outs, self.layouts)
         states = partial(split_states, state, self.views)
         return weights, Round(state, states, is_live(step))
@@ -71,7 +75,13 @@ class Gradients(RoundGradients):
         if len(used) < 2 or not alike or launch.is_capturing(state.device):
             return super().__call__(made, used, grads)
         weights, views = [call.weight for call in calls], [call.view for call in calls]
-        rows = self._rows.of(tuple(used), partial(gradient_rows, weights, views))
+        dtype, rescaling = grads[0].dtype, calls[0].rescaling
+
+        def make() -> tuple[Rows, Sequence[launch.Launch]]:
+            rows = gradient_rows(weights, views)
+            return rows, gradient_launches(rows, dtype, weights[0], rescaling)
+
+        rows, launches = self._rows.of((*used, dtype), make)
         outs = list(map(torch.empty_like, weights))
         base, itemsize = state.data_ptr(), state.element_size()
         places = [self._places[i] for i in used]
@@ -80,5 +90,5 @@ class Gradients(RoundGradients):
         rows.put(SIGMA.value, [base + place.sigma * itemsize for place in places])
         rows.put(OUT.value, list(map(Tensor.data_ptr, outs)))
         rows.put(GRAD.value, list(map(Tensor.data_ptr, grads)))
-        launch_gradients(rows.on(state.device), grads[0], weights[0], state, calls[0].rescaling)
+        launch.in_order(launches, gradient_memory(rows.on(state.device), state))
         return outs

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from functools import partial
 from itertools import accumulate
 
 import torch
@@ -14,13 +13,14 @@ from . import launch
 from .grouping import fits_table
 from .parts import Layout, split
 from .row_plan import Layer, plan_of
-from .table import GRAD, NEW_U, OUT, SIGMA, KeptRows
+from .table import GRAD, NEW_U, OUT, SIGMA, KeptRows, Rows
 from .weight_norm import norms_dtype
 from .weight_norm_together import (
+    gradient_launch,
     gradient_rows,
     kind_of,
-    launch_gradients,
-    launch_plan,
+    launch_of,
+    memory_of,
     scale_rows_backward,
 )
 
@@ -40,12 +40,14 @@ class RowRounds:
         self._itemsize = norms_dtype(weight).itemsize
         layers = [Layer(v.data_ptr(), g.data_ptr(), view) for v, view, g, _ in calls]
         self._plan = plan_of(tuple(layers), weight.device, self._itemsize)
+        self._launch = launch_of(self._plan, calls[0])
         self._layouts = [Layout.kept(call.weight) for call in calls]
         self._starts = list(accumulate((call.view.M for call in calls), initial=0))
 
     def __call__(self) -> tuple[list[Tensor], Tensor]:
-        out, norms = launch_plan(self._plan, self._calls[0])
-        return split(out, self._plan.outs, self._layouts), norms
+        memory = memory_of(self._plan, self._calls[0])
+        launch.in_order([self._launch], memory)
+        return split(memory["out_ptr"], self._plan.outs, self._layouts), memory["norms_ptr"]
 
     def gradients_of(self, members: Sequence[int]) -> RowGradients:
         starts = [self._starts[i] for i in members]
@@ -76,7 +78,13 @@ class RowGradients:
                     for i, grad, (v, view, g, _) in zip(used, grads, calls, strict=True)
                 ]
             )
-        rows = self._rows.of(tuple(used), partial(gradient_rows, calls, self._itemsize))
+        dtype = grads[0].dtype
+
+        def make() -> tuple[Rows, Sequence[launch.Launch]]:
+            rows = gradient_rows(calls, self._itemsize)
+            return rows, [gradient_launch(rows, dtype, calls[0], norms.dtype)]
+
+        rows, launches = self._rows.of((*used, dtype), make)
         of_weights = [torch.empty_like(call.weight) for call in calls]
         of_gs = [torch.empty_like(call.g) for call in calls]
         base = norms.data_ptr()
@@ -84,5 +92,6 @@ class RowGradients:
         rows.put(OUT.value, list(map(Tensor.data_ptr, of_weights)))
         rows.put(GRAD.value, list(map(Tensor.data_ptr, grads)))
         rows.put(NEW_U.value, list(map(Tensor.data_ptr, of_gs)))
-        launch_gradients(rows.on(norms.device), grads[0], calls[0], norms)
+        memory = {"table_ptr": rows.on(norms.device).fields, "norms_ptr": norms}
+        launch.in_order(launches, memory)
         return list(zip(of_weights, of_gs, strict=True))

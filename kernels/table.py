@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import ctypes
 from array import array
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Hashable, Sequence
 from itertools import accumulate
 from typing import Any, NamedTuple
 
@@ -103,19 +103,25 @@ class Rows(NamedTuple):
 
 
 class KeptRows:
-    """Tables that differ in a few rows from one time to the next, by what they are of."""
+    """Tables that differ in a few rows from one time to the next, and what is launched with them.
+
+    By what they are of.
+    """
 
     def __init__(self) -> None:
-        self._rows: dict[tuple[int, ...], Rows] = {}
+        self._kept: dict[Hashable, tuple[Rows, Sequence[launch.Launch]]] = {}
 
-    def of(self, members: tuple[int, ...], make: Callable[[], Rows]) -> Rows:
+    def of(
+        self, members: Hashable, make: Callable[[], tuple[Rows, Sequence[launch.Launch]]]
+    ) -> tuple[Rows, Sequence[launch.Launch]]:
         """A copy of the members' table to fill: another thread may fill its own."""
-        rows = self._rows.get(members)
-        if rows is None:
-            if len(self._rows) == _KEPT:
-                self._rows.clear()
-            rows = self._rows[members] = make()
-        return rows.copy()
+        kept = self._kept.get(members)
+        if kept is None:
+            if len(self._kept) == _KEPT:
+                self._kept.clear()
+            kept = self._kept[members] = make()
+        rows, launches = kept
+        return rows.copy(), launches
 
 
 _KEPT = 16

@@ -5,16 +5,24 @@ A power iteration is three launches, an evaluation two, a replay one.
 
 from __future__ import annotations
 
-from collections.abc import Hashable, Sequence
+from collections.abc import Hashable, Mapping, Sequence
 from functools import partial
-from typing import Any, NamedTuple
+from typing import Any
 
 import torch
 from torch import Tensor
 
 from ..ops.calls import Call, Evaluate, Iterate, Normalized, Replay, Step
 from . import launch
-from .config import ELEMENTWISE_BLOCK, SHARE_COLUMNS, SHARE_ROWS, VECTOR_BLOCK, foreach_tile, warps
+from .config import (
+    ELEMENTWISE_BLOCK,
+    SHARE_COLUMNS,
+    SHARE_ROWS,
+    VECTOR_BLOCK,
+    RowTile,
+    foreach_tile,
+    warps,
+)
 from .foreach import foreach_finish, foreach_power, foreach_reduce
 from .foreach_evaluate import (
     foreach_divide_and_copy_state,
@@ -53,19 +61,15 @@ def kind_of(call: Call) -> Hashable:
     return *alike, step.n, live is None
 
 
-class Memory(NamedTuple):
-    """What launches for many weights write, and what they write it with."""
-
-    table: Table
-    out: Tensor  # the first normalized weight: others lie at places from there
-    state: Tensor  # likewise u, v and sigma
-    shares: Tensor  # of s
-    scratch: Tensor
+Memory = Mapping[str, Tensor]
+"""What launches for many weights write: ``out_ptr``, the first normalized weight, others at places
+from there; ``state_ptr``, likewise u, v and sigma; ``partial_ptr``, shares of s; ``scratch_ptr``.
+"""
 
 
 def _memory(
     layers: tuple[Layer, ...], calls: Sequence[Call], dtype: torch.dtype, apart: bool
-) -> tuple[Memory, list[Normalized]]:
+) -> tuple[Table, Memory, list[Normalized]]:
     weight, _, u, *_ = calls[0]
     device = weight.device
     if apart:
@@ -87,8 +91,8 @@ def _memory(
         out = shares = weight.new_empty(sizes.out, dtype=dtype)
         state = u.new_empty(sizes.state)
         normalized = _parts(sizes.outs, out, state, calls)
-    scratch = u.new_empty(sizes.scratch)
-    return Memory(table, out, state, shares, scratch), normalized
+    memory = {"out_ptr": out, "state_ptr": state, "partial_ptr": shares}
+    return table, memory | {"scratch_ptr": u.new_empty(sizes.scratch)}, normalized
 
 
 def _parts(
@@ -109,21 +113,34 @@ def is_live(step: Step) -> bool:
 
 
 def _normalize(calls: Sequence[Call], apart: bool) -> list[Normalized]:
-    memory, normalized = _memory(tuple(map(layer_of, calls)), calls, calls[0].dtype, apart)
-    launch_all(memory, calls[0])
+    layers = tuple(map(layer_of, calls))
+    table, memory, normalized = _memory(layers, calls, calls[0].dtype, apart)
+    launch.in_order(launches_of(table, calls[0]), memory)
     return normalized
 
 
-def launch_all(memory: Memory, call: Call) -> None:
-    """The launches for weights of which one is called like this."""
-    weight, step, numbers = call.weight, call.step, numbers_of(call.rescaling)
-    with launch.on_device_of(weight):
-        if isinstance(step, Iterate):
-            _iterate(memory, step.n, weight.dtype, numbers, is_live(step))
-        elif isinstance(step, Evaluate):
-            _estimate(memory, step.eps, weight.dtype, numbers)
-        else:
-            _replay(memory, weight.dtype, numbers)
+def launches_of(table: Table, call: Call) -> list[launch.Launch]:
+    """The launches for weights of which one is called like this, in their order."""
+    weight, _, u, _, step, *_ = call
+    arguments: dict[str, Any] = {
+        "table_ptr": table.fields,
+        "LAYERS": table.layers,
+        "WEIGHT_TYPE": launch.TYPES[weight.dtype],
+        **launch.ROUNDING,
+    }
+    numbers = numbers_of(call.rescaling)
+    if isinstance(step, Replay):
+        return [_replay(table, arguments, numbers)]
+    tile = foreach_tile(u.element_size(), launch.warp_size(weight.device))
+    if isinstance(step, Evaluate):
+        return _estimate(table, tile, step.eps, arguments, numbers)
+    launches = []
+    for iteration in range(step.n):
+        arguments["GOES_ON"] = iteration > 0
+        launches += _power_and_reduce(table, tile, u, arguments)
+        last = {"RESCALES": iteration == step.n - 1, "LIVE": is_live(step), **numbers}
+        launches.append(_finish(table, tile, arguments | last))
+    return launches
 
 
 def layer_of(call: Call) -> Layer:
@@ -138,108 +155,88 @@ def layer_of(call: Call) -> Layer:
     return Layer(weight.data_ptr(), u.data_ptr(), v.data_ptr(), sigma, learned, view)
 
 
-def _iterate(
-    memory: Memory,
-    n_power_iterations: int,
-    dtype: torch.dtype,
-    numbers: dict[str, Any],
-    live: bool,
-) -> None:
-    table, out, state, _, scratch = memory
-    arguments: dict[str, Any] = {
-        "table_ptr": table.fields,
-        "scratch_ptr": scratch,
-        "LAYERS": table.layers,
-        "R": foreach_tile(state.element_size(), launch.warp_size(out.device)).R,
-        **launch.ROUNDING,
-    }
-    of_all = {"state_ptr": state, "WEIGHT_TYPE": launch.TYPES[dtype], "PERMUTES": table.permutes}
-    for iteration in range(n_power_iterations):
-        of_all["GOES_ON"] = iteration > 0
-        _power_and_reduce(memory, arguments, of_all)
-        launch.run(
-            foreach_finish,
-            table.programs[2],
+def _power_and_reduce(
+    table: Table, tile: RowTile, u: Tensor, arguments: dict[str, Any]
+) -> list[launch.Launch]:
+    power, reduce, _ = table.programs
+    lanes = launch.warp_size(u.device)
+    return [
+        launch.Launch(
+            foreach_power,
+            power,
+            ("state_ptr", "partial_ptr", "scratch_ptr"),
             **arguments,
-            **of_all,
-            out_ptr=out,
-            RESCALES=iteration == n_power_iterations - 1,
-            LIVE=live,
-            **numbers,
-            BLOCK=ELEMENTWISE_BLOCK,
-            VECTOR_BLOCK=VECTOR_BLOCK,
-            SHARE_COLUMNS=SHARE_COLUMNS,
-        )
+            PERMUTES=table.permutes,
+            R=tile.R,
+            BLOCK_N=tile.BLOCK_N,
+            num_warps=tile.num_warps,
+        ),
+        launch.Launch(
+            foreach_reduce,
+            reduce,
+            ("partial_ptr", "scratch_ptr"),
+            table_ptr=table.fields,
+            LAYERS=table.layers,
+            R=tile.R,
+            BLOCK=SHARE_COLUMNS,
+            ROWS=SHARE_ROWS,
+            num_warps=warps(SHARE_ROWS * SHARE_COLUMNS, u.element_size(), lanes),
+            **launch.ROUNDING,
+        ),
+    ]
 
 
-def _power_and_reduce(memory: Memory, arguments: dict[str, Any], of_all: dict[str, Any]) -> None:
-    (power, reduce, _), itemsize = memory.table.programs, memory.state.element_size()
-    lanes = launch.warp_size(memory.state.device)
-    tile = foreach_tile(itemsize, lanes)
-    launch.run(
-        foreach_power,
-        power,
-        **arguments,
-        **of_all,
-        partial_ptr=memory.shares,
-        BLOCK_N=tile.BLOCK_N,
-        num_warps=tile.num_warps,
-    )
-    launch.run(
-        foreach_reduce,
-        reduce,
-        **arguments,
-        partial_ptr=memory.shares,
-        BLOCK=SHARE_COLUMNS,
-        ROWS=SHARE_ROWS,
-        num_warps=warps(SHARE_ROWS * SHARE_COLUMNS, itemsize, lanes),
-    )
-
-
-def _estimate(memory: Memory, eps: float, dtype: torch.dtype, numbers: dict[str, Any]) -> None:
-    table, out, state, _, scratch = memory
-    tile = foreach_tile(state.element_size(), launch.warp_size(out.device))
-    parts, _, finish = table.programs
-    arguments: dict[str, Any] = {
-        "table_ptr": table.fields,
-        "scratch_ptr": scratch,
-        "WEIGHT_TYPE": launch.TYPES[dtype],
-        "LAYERS": table.layers,
-        "R": tile.R,
-        "VECTOR_BLOCK": VECTOR_BLOCK,
-        **launch.ROUNDING,
-    }
-    launch.run(
-        foreach_estimate_parts,
-        parts,
+def _finish(table: Table, tile: RowTile, arguments: dict[str, Any]) -> launch.Launch:
+    return launch.Launch(
+        foreach_finish,
+        table.programs[2],
+        ("out_ptr", "state_ptr", "scratch_ptr"),
         **arguments,
         PERMUTES=table.permutes,
-        BLOCK_N=tile.BLOCK_N,
-        num_warps=tile.num_warps,
-    )
-    launch.run(
-        foreach_finish_estimate,
-        finish,
-        **arguments,
-        out_ptr=out,
-        state_ptr=state,
-        eps=eps,
-        **numbers,
+        R=tile.R,
         BLOCK=ELEMENTWISE_BLOCK,
+        VECTOR_BLOCK=VECTOR_BLOCK,
+        SHARE_COLUMNS=SHARE_COLUMNS,
     )
 
 
-def _replay(memory: Memory, dtype: torch.dtype, numbers: dict[str, Any]) -> None:
-    launch.run(
+def _estimate(
+    table: Table, tile: RowTile, eps: float, arguments: dict[str, Any], numbers: dict[str, Any]
+) -> list[launch.Launch]:
+    parts, _, finish = table.programs
+    return [
+        launch.Launch(
+            foreach_estimate_parts,
+            parts,
+            ("scratch_ptr",),
+            **arguments,
+            PERMUTES=table.permutes,
+            R=tile.R,
+            BLOCK_N=tile.BLOCK_N,
+            VECTOR_BLOCK=VECTOR_BLOCK,
+            num_warps=tile.num_warps,
+        ),
+        launch.Launch(
+            foreach_finish_estimate,
+            finish,
+            ("out_ptr", "state_ptr", "scratch_ptr"),
+            **arguments,
+            R=tile.R,
+            VECTOR_BLOCK=VECTOR_BLOCK,
+            eps=eps,
+            **numbers,
+            BLOCK=ELEMENTWISE_BLOCK,
+        ),
+    ]
+
+
+def _replay(table: Table, arguments: dict[str, Any], numbers: dict[str, Any]) -> launch.Launch:
+    return launch.Launch(
         foreach_divide_and_copy_state,
-        memory.table.programs[2],
-        table_ptr=memory.table.fields,
-        out_ptr=memory.out,
-        state_ptr=memory.state,
-        WEIGHT_TYPE=launch.TYPES[dtype],
-        LAYERS=memory.table.layers,
+        table.programs[2],
+        ("out_ptr", "state_ptr"),
+        **arguments,
         **numbers,
         BLOCK=ELEMENTWISE_BLOCK,
         VECTOR_BLOCK=VECTOR_BLOCK,
-        **launch.ROUNDING,
     )

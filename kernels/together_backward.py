@@ -63,36 +63,48 @@ def _rescale_backward(calls: Sequence[GradientCall]) -> list[Gradients]:
         found += [(LEARNED, learned), (NEW_SIGMA, of_scales)]
     for row, tensors in found:
         rows.put(row.value, [tensor.data_ptr() for tensor in tensors])
-    launch_gradients(rows.on(weight.device), grad, weight, u, rescaling)
+    table = rows.on(weight.device)
+    launches = launches_of(rows, grad.dtype, weight, rescaling)
+    launch.in_order(launches, memory_of(table, u))
     return list(map(Gradients, outs, of_scales))
 
 
-def launch_gradients(
-    table: Table, grad: Tensor, weight: Tensor, u: Tensor, rescaling: Rescaling
-) -> None:
-    """Both launches, of tensors with the dtypes of these."""
+def launches_of(
+    rows: Rows, grad_dtype: torch.dtype, weight: Tensor, rescaling: Rescaling
+) -> list[launch.Launch]:
+    """Both launches with these rows, of weights and gradients of these dtypes."""
     arguments: dict[str, Any] = {
-        "table_ptr": table.fields,
-        "partial_ptr": u.new_empty(table.layers, DOT_PROGRAMS),
-        "GRAD_TYPE": launch.TYPES[grad.dtype],
+        "GRAD_TYPE": launch.TYPES[grad_dtype],
         "WEIGHT_TYPE": launch.TYPES[weight.dtype],
-        "LAYERS": table.layers,
+        "LAYERS": rows.layers,
         "PROGRAMS": DOT_PROGRAMS,
         "num_warps": 8,
         **launch.ROUNDING,
     }
-    with launch.on_device_of(weight):
-        launch.run(foreach_grad_dot, table.programs[0], **arguments, BLOCK=DOT_BLOCK)
-        launch.run(
+    dot, apply, _ = rows.programs
+    varying = "table_ptr", "partial_ptr"
+    return [
+        launch.Launch(foreach_grad_dot, dot, varying, **arguments, BLOCK=DOT_BLOCK),
+        launch.Launch(
             foreach_grad_apply,
-            table.programs[1],
+            apply,
+            varying,
             **arguments,
-            PERMUTES=table.permutes,
+            PERMUTES=rows.permutes,
             **numbers_of(rescaling),
             DOT_BLOCK=DOT_BLOCK,
             R=FOREACH_ROWS,
             BLOCK=ELEMENTWISE_BLOCK,
-        )
+        ),
+    ]
+
+
+def memory_of(table: Table, u: Tensor) -> dict[str, Tensor]:
+    """What the launches take and write: of the dtype of ``u``, which is that of the state."""
+    return {
+        "table_ptr": table.fields,
+        "partial_ptr": u.new_empty(table.layers, DOT_PROGRAMS),
+    }
 
 
 def gradient_rows(weights: Sequence[Tensor], views: Sequence[MatrixView]) -> Rows:

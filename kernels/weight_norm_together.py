@@ -20,7 +20,7 @@ from .foreach_rows_backward import foreach_differentiate_rows
 from .grouping import fits_table, grouped
 from .parts import Layout, split
 from .row_plan import Layer, RowPlan, column_of, plan_of, tile_rows
-from .table import GRAD, NEW_U, OUT, SIGMA, Rows, Table, rows_of
+from .table import GRAD, NEW_U, OUT, SIGMA, Rows, rows_of
 from .weight_norm import norms_dtype
 from .weight_norm import scale_rows as of_one_weight
 from .weight_norm import scale_rows_backward as gradients_of_one_weight
@@ -59,27 +59,32 @@ def _scale_rows(calls: Sequence[RowScaling]) -> list[RowScaled]:
     weight = calls[0].weight
     layers = tuple([Layer(v.data_ptr(), g.data_ptr(), view) for v, view, g, _ in calls])
     plan = plan_of(layers, weight.device, norms_dtype(weight).itemsize)
-    out, norms = launch_plan(plan, calls[0])
+    memory = memory_of(plan, calls[0])
+    launch.in_order([launch_of(plan, calls[0])], memory)
     layouts = [Layout(v.shape, v.stride()) for v, *_ in calls]
-    rows = torch.unsafe_split_with_sizes(norms, [call.view.M for call in calls])
-    return list(map(RowScaled, split(out, plan.outs, layouts), rows))
+    rows = torch.unsafe_split_with_sizes(memory["norms_ptr"], [call.view.M for call in calls])
+    return list(map(RowScaled, split(memory["out_ptr"], plan.outs, layouts), rows))
 
 
-def launch_plan(plan: RowPlan, call: RowScaling) -> tuple[Tensor, Tensor]:
-    """The scaled weights of a plan, and the norms of all; of calls of this one's kind."""
-    weight, _, g, dtype = call
-    of_norms = norms_dtype(weight)
-    out = weight.new_empty(sum(plan.outs), dtype=dtype)
-    norms = weight.new_empty(plan.norms, dtype=of_norms)
-    with launch.on_device_of(weight):
-        launch.run(
-            foreach_scale_rows,
-            plan.table.programs[0],
-            **_arguments(plan.table, weight, g, of_norms),
-            out_ptr=out,
-            norms_ptr=norms,
-        )
-    return out, norms
+def memory_of(plan: RowPlan, call: RowScaling) -> dict[str, Tensor]:
+    """For the scaled weights of a plan, and the norms of all; of calls of this one's kind."""
+    weight = call.weight
+    return {
+        "out_ptr": weight.new_empty(sum(plan.outs), dtype=call.dtype),
+        "norms_ptr": weight.new_empty(plan.norms, dtype=norms_dtype(weight)),
+    }
+
+
+def launch_of(plan: RowPlan, call: RowScaling) -> launch.Launch:
+    """The launch of a plan, of calls of this one's kind."""
+    table = plan.table
+    return launch.Launch(
+        foreach_scale_rows,
+        table.programs[0],
+        ("out_ptr", "norms_ptr"),
+        table_ptr=table.fields,
+        **_arguments(table.layers, call.weight, call.g, norms_dtype(call.weight)),
+    )
 
 
 def _scale_rows_backward(calls: Sequence[RowScalingGradient]) -> list[tuple[Tensor, Tensor]]:
@@ -94,20 +99,22 @@ def _scale_rows_backward(calls: Sequence[RowScalingGradient]) -> list[tuple[Tens
         (NEW_U, [grad_g for _, grad_g in results]),
     ):
         rows.put(row.value, [tensor.data_ptr() for tensor in tensors])
-    launch_gradients(rows.on(weight.device), grad, forwards[0], norms)
+    memory = {"table_ptr": rows.on(weight.device).fields, "norms_ptr": norms}
+    launch.in_order([gradient_launch(rows, grad.dtype, forwards[0], norms.dtype)], memory)
     return results
 
 
-def launch_gradients(table: Table, grad: Tensor, call: RowScaling, norms: Tensor) -> None:
-    """The launch, of tensors with the dtypes of these."""
-    with launch.on_device_of(norms):
-        launch.run(
-            foreach_differentiate_rows,
-            table.programs[0],
-            **_arguments(table, call.weight, call.g, norms.dtype),
-            norms_ptr=norms,
-            GRAD_TYPE=launch.TYPES[grad.dtype],
-        )
+def gradient_launch(
+    rows: Rows, grad_dtype: torch.dtype, call: RowScaling, norms: torch.dtype
+) -> launch.Launch:
+    """The launch with these rows, of weights, gradients and norms of these dtypes."""
+    return launch.Launch(
+        foreach_differentiate_rows,
+        rows.programs[0],
+        ("table_ptr", "norms_ptr"),
+        **_arguments(rows.layers, call.weight, call.g, norms),
+        GRAD_TYPE=launch.TYPES[grad_dtype],
+    )
 
 
 def gradient_rows(calls: Sequence[RowScaling], norms_bytes: int) -> Rows:
@@ -120,12 +127,11 @@ def gradient_rows(calls: Sequence[RowScaling], norms_bytes: int) -> Rows:
     )
 
 
-def _arguments(table: Table, weight: Tensor, g: Tensor, dtype: torch.dtype) -> dict[str, Any]:
+def _arguments(layers: int, weight: Tensor, g: Tensor, dtype: torch.dtype) -> dict[str, Any]:
     return {
-        "table_ptr": table.fields,
         "WEIGHT_TYPE": launch.TYPES[weight.dtype],
         "G_TYPE": launch.TYPES[g.dtype],
-        "LAYERS": table.layers,
+        "LAYERS": layers,
         "NARROW": NARROW_ROWS,
         "SECTOR": SECTOR,
         "LINE": LINE,

@@ -53,7 +53,10 @@ def test_every_kernel_that_is_launched_is_checked():
     launched = set()
     for file in KERNELS.glob("*.py"):
         for node in ast.walk(ast.parse(file.read_text())):
-            if isinstance(node, ast.Call) and ast.unparse(node.func) == "launch.run":
+            if isinstance(node, ast.Call) and ast.unparse(node.func) in (
+                "launch.run",
+                "launch.Launch",
+            ):
                 launched.add(ast.unparse(node.args[0]))
     launched = launched - {"power"} | {"power_rows", "power_chunked"}  # chosen by the shape
     assert launched == {name for operation in OPERATIONS for name in operation.kernels}

@@ -1,6 +1,7 @@
 """Launches past Triton's bookkeeping: by the same compiled kernel, with the same arguments."""
 
 import random
+import weakref
 from types import SimpleNamespace
 from unittest import mock
 
@@ -216,3 +217,66 @@ def test_tensors_on_no_gpu_are_left_to_triton():
     Launcher(kernel)(5, {"x": torch.zeros(1), "y": 3})
     kernel.__getitem__.assert_called_once_with((5,))
     kernel.__getitem__.return_value.assert_called_once_with(x=mock.ANY, y=3)
+
+
+OUTPUTS = "out_ptr", "new_u_ptr", "new_v_ptr", "new_sigma_ptr"
+
+
+def repeated(**changes):
+    """A launch that is made again, and what makes its outputs: fresh, or off by some elements."""
+    constant = {k: v for k, v in arguments_of_division(**changes).items() if k not in OUTPUTS}
+
+    def memory(offset=0):
+        arguments = arguments_of_division(offset, **changes)
+        return {name: arguments[name] for name in OUTPUTS}
+
+    return launch.Launch(divide_and_copy_state, 5, OUTPUTS, **constant), constant, memory
+
+
+def assert_as_tritons(gpu, made, constant, memory):
+    made(memory)
+    divide_and_copy_state[(5,)](**constant, **memory)
+    ours, tritons = gpu.launches[-2:]
+    assert ours == tritons
+
+
+def test_a_launch_made_again_takes_other_memory(gpu, monkeypatch):
+    made, constant, memory = repeated(bound=0.5)
+    for _ in range(2):
+        assert_as_tritons(gpu, made, constant, memory())
+    monkeypatch.setattr(Launcher, "specialize", None)  # nothing is looked at any more
+    for _ in range(3):
+        assert_as_tritons(gpu, made, constant, memory())
+    gpu.stream = 9
+    assert_as_tritons(gpu, made, constant, memory())
+
+
+def test_a_launch_made_again_elsewhere_is_looked_at_anew(gpu):
+    made, constant, memory = repeated()
+    for offset in (0, 0, 1, 0, 1, 4, 0):
+        assert_as_tritons(gpu, made, constant, memory(offset))
+    gpu.device = 1
+    assert_as_tritons(gpu, made, constant, memory())
+    gpu.device = 0
+    assert_as_tritons(gpu, made, constant, memory())
+
+
+def test_a_launch_made_again_holds_what_it_takes(gpu):
+    made, constant, memory = repeated()
+    held = weakref.ref(constant["weight_ptr"])
+    del constant
+    for _ in range(3):
+        made(memory())
+    assert held() is not None
+
+
+@pytest.mark.parametrize("watch", [watched_by_pre_run, watched_by_debugger])
+def test_whatever_watches_gets_launches_made_again(gpu, seen_by_triton, monkeypatch, watch):
+    made, _, memory = repeated()
+    for _ in range(3):
+        made(memory())
+    known = len(seen_by_triton)
+    watch(monkeypatch)
+    for _ in range(3):
+        made(memory())
+    assert len(seen_by_triton) - known == 3

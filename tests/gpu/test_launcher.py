@@ -64,3 +64,22 @@ def test_results_are_those_of_tritons_own_launches(first):
             for output, value in outputs.items():
                 assert torch.equal(value, expected[output]), (device, name, output)
     assert bool(told) == bool(devices())
+
+
+@pytest.mark.parametrize("name", CASES)
+def test_a_launch_made_again_computes_what_tritons_own_does(name):
+    for device in devices():
+        changes = dict(CASES[name])
+        stream = torch.cuda.Stream(device) if changes.pop("stream", False) else None
+        changes.pop("hook", False)
+        with torch.cuda.device(device), torch.cuda.stream(stream):
+            arguments, outputs = division(device, **changes)
+            made = launch.Launch(divide_and_copy_state, 4, tuple(outputs), **arguments)
+            expected = {name: value.clone() for name, value in outputs.items()}
+            divide_and_copy_state[(4,)](**arguments, **expected)
+            for _ in range(4):
+                again = {name: torch.full_like(value, torch.nan) for name, value in outputs.items()}
+                made(again)
+                torch.cuda.synchronize(device)
+                for output, value in again.items():
+                    assert torch.equal(value, expected[output]), (device, output)
