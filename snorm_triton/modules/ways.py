@@ -16,7 +16,7 @@ from ..ops.fingerprint import fingerprint
 from ..parametrizations import updates
 from ..parametrizations.base import Originals, Parametrization, Repeated
 from ..parametrizations.circumstances import Circumstances, is_running
-from ..parametrizations.prepared import PreparedWeight
+from ..parametrizations.prepared import Checked, PreparedWeight
 from ..parametrizations.prepared_round import Output, PreparedMember, PreparedRound, Rounds
 from ..torch_internals.hooks import HOOKS
 from ..torch_internals.parametrize import is_caching
@@ -42,6 +42,8 @@ class Way:
             (each.__dict__, list(held_originals(each)), originals) for _, originals, each in members
         ]
         self._members = [each.__dict__ for each, *_ in members]
+        pairs = [(each, parametrizations) for each, _, parametrizations in members]
+        self._hooks = [module.__dict__[name] for pair in pairs for module in pair for name in HOOKS]
         self._held = list(self._tensors_now())
         self._addresses = list(map(Tensor.data_ptr, self._held))
 
@@ -107,11 +109,9 @@ class Recomputing(Way):
                 like, number = cast(PreparedWeight, each.prepared), len(self._prepared)
                 self._prepared.append(PreparedMember(like, each, rounds, number, (k, i), first))
                 first += len(originals)
-        pairs = [(each, parametrizations) for each, _, parametrizations in in_order]
-        self._hooks = [module.__dict__[name] for pair in pairs for module in pair for name in HOOKS]
         self._lists = [
             (mine, prepared)
-            for (each, mine), prepared in zip(pairs, self._prepared, strict=True)
+            for (each, _, mine), prepared in zip(in_order, self._prepared, strict=True)
             if type(mine) is ConstrainedList and not each.options.autocast_output
         ]
 
@@ -180,7 +180,9 @@ class Reusing(Way):
         self._tensors = [tensor for each in all_prepared for tensor in each.tensors]
         self._facts = self._facts_now()
         self._modes = self._modes_now()
-        self._forward: FrameType | None = None
+        self._checked = Checked()
+        for each in all_prepared:
+            each.checked = self._checked
 
     def _modes_now(self) -> list[bool]:
         return [known["training"] for known in self._members]
@@ -211,12 +213,14 @@ class Reusing(Way):
             return False
         if not self._is_kept() or self._modes_now() != self._modes:
             return False
-        self._forward = forward
+        if not any(self._hooks):
+            self._checked.forward = Circumstances(self._tensors[0].device, forward)
         return True
 
     def forget(self, forward: FrameType) -> bool:
         """Nothing was prepared."""
-        is_mine = self._forward is forward
-        if is_mine:
-            self._forward = None
-        return is_mine
+        checked = self._checked.forward
+        if checked is None or checked.frame is not forward:
+            return False
+        self._checked.forward = None
+        return True

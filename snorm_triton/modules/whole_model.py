@@ -23,8 +23,9 @@ from torch.nn.utils.parametrize import ParametrizationList
 from ..ops import recomputation
 from ..parametrizations.base import Parametrization
 from ..parametrizations.circumstances import Circumstances, is_running
-from ..parametrizations.prepared import PreparedWeight, TracedWeight
+from ..parametrizations.prepared import PreparedWeight
 from ..parametrizations.prepared_round import PreparedMember
+from ..parametrizations.traced_weight import TracedWeight
 from ..torch_internals import functorch
 from ..torch_internals.checkpoints import unseen
 from ..torch_internals.parametrize import is_cached

@@ -8,7 +8,7 @@ from types import FrameType
 from typing import Any
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
 from ..ops import streams
 from ..ops.fingerprint import fingerprint
@@ -21,37 +21,13 @@ from .handed_out import Version, counter_of
 Contents = tuple[Tensor, Any, int | None, int, tuple[int, ...], bool, bytes | None]
 
 
-class TracedWeight:
-    """Of a forward that torch.compile traces, where nothing else can change."""
+class Checked:
+    """Of one model: the forward at whose start all its evaluations were found to be right."""
 
-    outlives_forward = False
+    __slots__ = ("forward",)
 
-    def __init__(
-        self,
-        originals: Originals,
-        output: Any,
-        parametrization: Parametrization,
-        model: nn.Module,
-    ) -> None:
-        self.originals = originals
-        self.tensor: Tensor = output[0]
-        self.model = model
-        self.is_training = parametrization.training
-        self.with_grad = torch.is_grad_enabled()
-
-    def serves(self, originals: Originals, parametrization: Parametrization) -> bool:
-        """Whether an access to ``originals`` here gets this."""
-        return (
-            torch.compiler.is_compiling()
-            and are_same(originals, self.originals)
-            and self.tensor.dtype == parametrization.output_dtype(originals[-1])
-            and parametrization.training == self.is_training
-            and (self.with_grad or not torch.is_grad_enabled())
-        )
-
-    def hand_over(self, originals: Originals, parametrization: Parametrization) -> Tensor:
-        """The constrained tensor: the compiler orders what is done with it."""
-        return self.tensor
+    def __init__(self) -> None:
+        self.forward: Circumstances | None = None
 
 
 class PreparedWeight:
@@ -59,6 +35,7 @@ class PreparedWeight:
 
     __slots__ = (
         "__weakref__",
+        "checked",
         "circumstances",
         "contents",
         "counter",
@@ -95,6 +72,7 @@ class PreparedWeight:
         self.output, self.circumstances = output, circumstances
         self.was_read = False
         self.counter: Tensor | None = None  # of changes in place
+        self.checked: Checked | None = None
 
     def again(
         self,
@@ -119,7 +97,7 @@ class PreparedWeight:
         ]
         other.tensor, other.version = tensor, made
         other.output, other.circumstances = output, circumstances
-        other.was_read, other.counter = False, None
+        other.was_read, other.counter, other.checked = False, None, None
         return other
 
     def without_tensor(self) -> PreparedWeight:
@@ -161,18 +139,23 @@ class PreparedWeight:
         """
         only: Any = known["_modules"]["0"]
         own = only.__dict__  # past Module's attribute lookup
-        originals = (known["_parameters"] or known["_buffers"]).values()
+        originals = known["_parameters"] or known["_buffers"]
         if (
             own.get("prepared") is not self
             or own["training"] is not self.is_training
             or self.tensor._version != self.version
             or len(originals) != len(self.originals)  # a replica of DataParallel has them elsewhere
-            or not all(map(is_, originals, self.originals))
-            or (self.state and not are_same(self._state_of(only), self.state))
+            or not all(map(is_, originals.values(), self.originals))
+            or not self._originals_are_unchanged()
+        ):
+            return None
+        forward = None if self.checked is None else self.checked.forward
+        if (forward is None or not forward.last_plainly()) and (
+            (self.state and not are_same(self._state_of(only), self.state))
             or has_hooks(known)
             or has_hooks(own)
+            or not self._is_there()
             or not self.circumstances.last_plainly()
-            or not self._is_unchanged()
         ):
             return None
         self.was_read = True
@@ -193,16 +176,24 @@ class PreparedWeight:
         return parametrization.own_parameters()
 
     def _is_unchanged(self) -> bool:
-        for tensor, held, number, address, stride, requires_grad, sample in self.contents:
+        return self._originals_are_unchanged() and self._is_there()
+
+    def _originals_are_unchanged(self) -> bool:
+        for tensor, _, number, address, stride, requires_grad, sample in self.contents:
             if (
                 (number is not None and tensor._version != number)
                 or tensor.data_ptr() != address
                 or tensor.requires_grad is not requires_grad
                 or tensor.stride() != stride
                 or (sample is not None and fingerprint(tensor) != sample)
-                or (self.outlives_forward and held.expired())
             ):
                 return False
+        return True
+
+    def _is_there(self) -> bool:
+        """Whether the state is unchanged, and the originals' memory still theirs."""
+        if self.outlives_forward and any(held.expired() for _, held, *_ in self.contents):
+            return False
         for tensor, _, number, address, _, _, sample in self.state_contents:
             if (number is not None and tensor._version != number) or tensor.data_ptr() != address:
                 return False

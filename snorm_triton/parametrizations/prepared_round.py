@@ -121,7 +121,7 @@ class PreparedMember:
             ):
                 return None
         made.was_read[self._number] = True
-        return tensor
+        return tensor if made.circumstances.with_grad else tensor.detach()
 
     def handed_out(self, last: Version | None) -> Version | None:
         """The version that was read; None where none was."""

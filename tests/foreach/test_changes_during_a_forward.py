@@ -1,5 +1,7 @@
 """What was prepared for a weight is not handed out once the weight or its mode has changed."""
 
+import copy
+
 import pytest
 import torch
 from torch import nn
@@ -14,6 +16,8 @@ from whole_models import (
     state_of,
     step_from,
 )
+
+X = torch.randn(3, 6)
 
 
 def swap_data(layer):
@@ -34,13 +38,28 @@ def step_with(optimizer):
     return step
 
 
+@pytest.fixture(params=[0, 3], ids=["first", "fourth"])
+def forwards(request):
+    """How many there were before the one in which something changes."""
+    return request.param
+
+
+def after_forwards(count):
+    model = normalized(Model())
+    for _ in range(count):
+        model(X)
+        with torch.no_grad():
+            model(X)
+    return model
+
+
 @pytest.mark.parametrize(
     "change",
     [scale_in_place, swap_data, assign, *map(step_with, OPTIMIZERS.values())],
     ids=["in-place", "data", "assigned", *OPTIMIZERS],
 )
-def test_a_weight_changed_during_the_forward_is_normalized_anew(change):
-    model = normalized(Model())
+def test_a_weight_changed_during_the_forward_is_normalized_anew(change, forwards):
+    model = after_forwards(forwards)
     seen = []
 
     def meanwhile():
@@ -48,28 +67,28 @@ def test_a_weight_changed_during_the_forward_is_normalized_anew(change):
         change(model.last)
         seen.extend([model.last.weight, step_from(model.last, *state).weight_sn])
 
-    model(torch.randn(3, 6), meanwhile)
+    model(X, meanwhile)
     assert torch.equal(*seen)
     seen[0].square().sum().backward()
     assert original_of(model.last).grad is not None
 
 
-def test_a_parameter_put_in_its_place_during_the_forward_gets_the_gradient():
-    model = normalized(Model())
+def test_a_parameter_put_in_its_place_during_the_forward_gets_the_gradient(forwards):
+    model = after_forwards(forwards)
     parametrizations = model.last.parametrizations.weight
     original = parametrizations.original
 
     def meanwhile():
         parametrizations.original = nn.Parameter(original.detach())
 
-    model(torch.randn(3, 6), meanwhile).sum().backward()
+    model(X, meanwhile).sum().backward()
     assert parametrizations.original is not original
     assert parametrizations.original.grad is not None
     assert original.grad is None
 
 
-def test_gradients_enabled_inside_a_forward_without_them_find_a_graph():
-    model = normalized(Model())
+def test_gradients_enabled_inside_a_forward_without_them_find_a_graph(forwards):
+    model = after_forwards(forwards)
     seen = []
 
     def meanwhile():
@@ -78,14 +97,14 @@ def test_gradients_enabled_inside_a_forward_without_them_find_a_graph():
             seen.append(model.last.weight)
 
     with torch.no_grad():
-        model(torch.randn(3, 6), meanwhile)
+        model(X, meanwhile)
     assert not seen[0].requires_grad
     seen[1].square().sum().backward()
     assert original_of(model.last).grad is not None
 
 
-def test_a_weight_frozen_during_the_forward_has_no_graph():
-    model = normalized(Model())
+def test_a_weight_frozen_during_the_forward_has_no_graph(forwards):
+    model = after_forwards(forwards)
     original = original_of(model.last)
     seen = []
 
@@ -94,12 +113,12 @@ def test_a_weight_frozen_during_the_forward_has_no_graph():
         seen.append(model.last.weight)
         original.requires_grad_(True)
 
-    model(torch.randn(3, 6), meanwhile)
+    model(X, meanwhile)
     assert not seen[0].requires_grad
 
 
-def test_a_layer_set_to_evaluation_during_the_forward_does_not_iterate_again():
-    model = normalized(Model())
+def test_a_layer_set_to_evaluation_during_the_forward_does_not_iterate_again(forwards):
+    model = after_forwards(forwards)
     before = state_of(model.last)
     seen = []
 
@@ -108,6 +127,75 @@ def test_a_layer_set_to_evaluation_during_the_forward_does_not_iterate_again():
         model.last.eval()
         seen.append(model.last.weight)
 
-    model(torch.randn(3, 6), meanwhile)
+    model(X, meanwhile)
     assert seen[0] is not seen[1]
     assert iterations(model.last, before) == 1
+
+
+def swap_state(layer):
+    layer.parametrizations.weight[0]._u = torch.ones(5) / 5**0.5
+
+
+def to_training(layer):
+    layer.train()
+
+
+@pytest.mark.parametrize(
+    "change", [scale_in_place, swap_data, assign, to_training], ids=lambda each: each.__name__
+)
+@torch.no_grad()
+def test_an_evaluation_during_whose_forward_something_changes(change, forwards):
+    model = after_forwards(0).eval()
+    for _ in range(forwards):
+        model(X)
+    seen = []
+
+    def meanwhile():
+        before = model.last.weight
+        change(model.last)
+        state = state_of(model.last)
+        seen.extend([before, model.last.weight])
+        if model.last.training:
+            seen.append(step_from(model.last, *state).weight_sn)
+        else:
+            seen.append(copy.deepcopy(model.last).weight)
+
+    model(X, meanwhile)
+    before, after, expected = seen
+    assert torch.equal(after, expected)
+    assert not torch.equal(after, before)
+
+
+@torch.no_grad()
+def test_vectors_put_in_their_place_count_from_the_next_forward():
+    model = after_forwards(0).eval()
+    for _ in range(3):
+        model(X)
+    seen = []
+
+    def meanwhile():
+        seen.append(model.last.weight)
+        swap_state(model.last)
+        seen.append(model.last.weight)
+
+    model(X, meanwhile)
+    assert torch.equal(*seen)
+    assert not torch.equal(model.last.weight, seen[0])
+    assert torch.equal(model.last.weight, copy.deepcopy(model.last).weight)
+
+
+@torch.no_grad()
+def test_gradients_that_a_forward_enables_find_a_graph_of_an_evaluation():
+    model = after_forwards(0).eval()
+    for _ in range(3):
+        model(X)
+    seen = []
+
+    def meanwhile():
+        with torch.enable_grad():
+            seen.append(model.last.weight)
+
+    model(X, meanwhile)
+    with torch.enable_grad():
+        seen[0].square().sum().backward()
+    assert original_of(model.last).grad is not None

@@ -1,5 +1,7 @@
 """A forward that ends by an exception leaves nothing prepared."""
 
+import weakref
+
 import pytest
 import torch
 
@@ -30,8 +32,11 @@ def interrupt():
     raise KeyboardInterrupt
 
 
-def test_an_access_after_an_interrupt_iterates():
+@pytest.mark.parametrize("forwards", [0, 3])
+def test_an_access_after_an_interrupt_iterates(forwards):
     model = normalized(Model())
+    for _ in range(forwards):
+        model(torch.randn(3, 6))
     before = state_of(model.last)
     with pytest.raises(KeyboardInterrupt):
         model(torch.randn(3, 6), interrupt)
@@ -49,10 +54,30 @@ def test_accesses_after_an_interrupt_have_graphs_of_their_own():
     assert torch.isfinite(original_of(model.last).grad).all()
 
 
-def test_a_forward_after_an_interrupt_prepares_anew():
+@pytest.mark.parametrize("forwards", [0, 3])
+def test_a_forward_after_an_interrupt_prepares_anew(forwards):
     together, one_by_one = pair(Model())
     x = torch.randn(3, 6)
+    for _ in range(forwards):
+        assert_alike(together, one_by_one, x)
     with pytest.raises(KeyboardInterrupt):
         together(x, interrupt)
     one_by_one(x)
     assert_alike(together, one_by_one, x)
+
+
+def test_what_an_interrupt_has_left_ends_with_the_next_forward():
+    model, x = normalized(Model()), torch.randn(3, 6)
+    for _ in range(3):
+        model(x)
+    seen = []
+
+    def read_and_interrupt():
+        seen.append(weakref.ref(model.last.weight))
+        raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        model(x, read_and_interrupt)
+    model(x)
+    assert seen[0]() is None
+    assert_nothing_is_prepared(model)
