@@ -55,9 +55,9 @@ def finish_estimate(
     parts_ptr,  # [3, programs]
     scale_ptr,  # [1], or None
     out_ptr,  # [numel], out
-    unit_u_ptr,  # [M], out
-    unit_v_ptr,  # [N], out
-    sigma_ptr,  # [], out
+    new_u_ptr,  # [M], out
+    new_v_ptr,  # [N], out
+    new_sigma_ptr,  # [], out
     programs,
     numel,
     M,
@@ -79,10 +79,10 @@ def finish_estimate(
     scaled = w.to(sigma.dtype) * load_factor(sigma, scale_ptr, BOUND, SCALE)
     tl.store(out_ptr + offset, scaled.to(out_ptr.dtype.element_ty), mask=offset < numel)
     if block == 0:
-        tl.store(sigma_ptr, sigma)
+        tl.store(new_sigma_ptr, sigma)
     blocks = tl.num_programs(0)
-    store_scaled(unit_u_ptr, u_ptr, u_factor, block, blocks, M, VECTOR_BLOCK)
-    store_scaled(unit_v_ptr, v_ptr, v_factor, block, blocks, N, VECTOR_BLOCK)
+    store_scaled(new_u_ptr, u_ptr, u_factor, block, blocks, M, VECTOR_BLOCK)
+    store_scaled(new_v_ptr, v_ptr, v_factor, block, blocks, N, VECTOR_BLOCK)
 
 
 @triton.jit

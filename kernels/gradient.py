@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-from typing import Any
-
 import torch
 from torch import Tensor
 
@@ -14,6 +12,8 @@ from . import launch
 from .config import DOT_BLOCK, DOT_PROGRAMS, apply_tile, ceil_div, hidden_factor, small_tile, warps
 from .rescale_backward import grad_apply, grad_dot
 from .small import rescale_backward_small
+
+_INPUTS = "grad_ptr", "u_ptr", "v_ptr", "sigma_ptr", "out_ptr"
 
 
 def rescale_backward(
@@ -26,69 +26,91 @@ def rescale_backward(
     rescaling: Rescaling = PLAIN,
 ) -> Gradients:
     """As :class:`snorm_triton.ops.backend.Backend` says, of one weight."""
-    out, learned = torch.empty_like(weight), rescaling.learned
-    grad_scale = None if learned is None else torch.empty_like(learned)
-    inputs: dict[str, Any] = {
-        "grad_ptr": grad,
-        "u_ptr": u,
-        "v_ptr": v,
-        "sigma_ptr": sigma,
-        "out_ptr": out,
-        "grad_scale_ptr": grad_scale,
-        "C": view.C,
-        **launch.factor_of(rescaling),
-    }
-    with launch.on_device_of(weight):
-        small = small_tile(view.M, view.N, u.element_size(), launch.warp_size(u.device))
-        if small is None:
-            _in_two_launches(weight, view, u, inputs)
+    return Gradient(weight, view, u, rescaling)(grad, weight, u, v, sigma, rescaling)
+
+
+class Gradient:
+    """The launches for the gradients of weights that are read alike, of these dtypes."""
+
+    def __init__(self, weight: Tensor, view: MatrixView, u: Tensor, rescaling: Rescaling) -> None:
+        self._view, self._numel = view, weight.numel()
+        self._itemsize, self._lanes = u.element_size(), launch.warp_size(weight.device)
+        self._numbers = launch.factor_of(rescaling)
+        self._learned: tuple[str, ...] = ()
+        if rescaling.learned is None:
+            self._numbers["grad_scale_ptr"] = None
         else:
-            launch.run(
-                rescale_backward_small,
-                1,
-                **inputs,
-                weight_ptr=weight,
-                M=view.M,
-                N=view.N,
-                **launch.layout_of(view, view.N),
-                BLOCK_M=small.BLOCK_M,
-                BLOCK_N=small.BLOCK_N,
-                num_warps=small.num_warps,
-                **launch.ROUNDING,
-            )
-    return Gradients(out, grad_scale)
+            del self._numbers["scale_ptr"]
+            self._learned = "scale_ptr", "grad_scale_ptr"
+        self._parts = 0  # elements: of the inner product
+        small = small_tile(view.M, view.N, self._itemsize, self._lanes)
+        self._launches = self._two() if small is None else [self._one(small._asdict())]
 
+    def __call__(
+        self,
+        grad: Tensor,
+        weight: Tensor,
+        u: Tensor,
+        v: Tensor,
+        sigma: Tensor,
+        rescaling: Rescaling,
+    ) -> Gradients:
+        """Launch them."""
+        out, grad_scale = torch.empty_like(weight), None
+        memory = {"grad_ptr": grad, "weight_ptr": weight, "u_ptr": u, "v_ptr": v}
+        memory |= {"sigma_ptr": sigma, "out_ptr": out}
+        if self._parts:
+            memory["partial_ptr"] = u.new_empty(self._parts)
+        if rescaling.learned is not None:
+            grad_scale = torch.empty_like(rescaling.learned)
+            memory |= {"scale_ptr": rescaling.learned, "grad_scale_ptr": grad_scale}
+        launch.in_order(self._launches, memory)
+        return Gradients(out, grad_scale)
 
-def _in_two_launches(weight: Tensor, view: MatrixView, u: Tensor, inputs: dict[str, Any]) -> None:
-    numel, lanes, itemsize = weight.numel(), launch.warp_size(u.device), u.element_size()
-    programs = min(ceil_div(numel, DOT_BLOCK), DOT_PROGRAMS)
-    partial = u.new_empty(programs)
-    rows, columns = (view.M, view.Q) if view.P == 1 else (view.P, view.M * view.Q)
-    tile = apply_tile(rows, columns, itemsize, lanes)
-    launch.run(
-        grad_dot,
-        programs,
-        grad_ptr=inputs["grad_ptr"],
-        weight_ptr=weight,
-        partial_ptr=partial,
-        numel=numel,
-        FACTOR=hidden_factor(numel),
-        BLOCK=DOT_BLOCK,
-        num_warps=warps(DOT_BLOCK, itemsize, lanes) * 2,
-        **launch.ROUNDING,
-    )
-    launch.run(
-        grad_apply,
-        tile.programs,
-        **inputs,
-        partial_ptr=partial,
-        programs=programs,
-        rows=rows,
-        columns=columns,
-        **launch.layout_of(view, columns),
-        PROGRAMS=DOT_PROGRAMS,
-        R=tile.R,
-        BLOCK_N=tile.BLOCK_N,
-        num_warps=tile.num_warps,
-        **launch.ROUNDING,
-    )
+    def _one(self, tile: dict[str, int]) -> launch.Launch:
+        view = self._view
+        return launch.Launch(
+            rescale_backward_small,
+            1,
+            (*_INPUTS, "weight_ptr", *self._learned),
+            **self._numbers,
+            M=view.M,
+            N=view.N,
+            C=view.C,
+            **launch.layout_of(view, view.N),
+            **tile,
+            **launch.ROUNDING,
+        )
+
+    def _two(self) -> list[launch.Launch]:
+        view, numel = self._view, self._numel
+        programs = self._parts = min(ceil_div(numel, DOT_BLOCK), DOT_PROGRAMS)
+        rows, columns = (view.M, view.Q) if view.P == 1 else (view.P, view.M * view.Q)
+        tile = apply_tile(rows, columns, self._itemsize, self._lanes)
+        dot = launch.Launch(
+            grad_dot,
+            programs,
+            ("grad_ptr", "weight_ptr", "partial_ptr"),
+            numel=numel,
+            FACTOR=hidden_factor(numel),
+            BLOCK=DOT_BLOCK,
+            num_warps=warps(DOT_BLOCK, self._itemsize, self._lanes) * 2,
+            **launch.ROUNDING,
+        )
+        apply = launch.Launch(
+            grad_apply,
+            tile.programs,
+            (*_INPUTS, "partial_ptr", *self._learned),
+            **self._numbers,
+            C=view.C,
+            programs=programs,
+            rows=rows,
+            columns=columns,
+            **launch.layout_of(view, columns),
+            PROGRAMS=DOT_PROGRAMS,
+            R=tile.R,
+            BLOCK_N=tile.BLOCK_N,
+            num_warps=tile.num_warps,
+            **launch.ROUNDING,
+        )
+        return [dot, apply]

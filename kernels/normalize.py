@@ -16,7 +16,6 @@ from .config import (
     SHARE_ROWS,
     VECTOR_BLOCK,
     RowTile,
-    SmallTile,
     ceil_div,
     chunk_tile,
     finish_block,
@@ -32,6 +31,9 @@ from .power_step import power_chunked, power_rows
 from .rescale import replay
 from .small import normalize_small
 
+_FRESH = "new_u_ptr", "new_v_ptr", "new_sigma_ptr"
+_LIVE = "live_u_ptr", "live_v_ptr", "live_sigma_ptr"
+
 
 def normalize(
     weight: Tensor,
@@ -45,201 +47,182 @@ def normalize(
     """W / sigma of one weight, as :class:`snorm_triton.ops.backend.Backend` says."""
     if isinstance(step, Replay):
         return replay(weight, view, State(u, v, step.sigma), dtype, rescaling)
-    out = torch.empty_like(weight, dtype=dtype)
-    fresh = State(torch.empty_like(u), torch.empty_like(v), u.new_empty(()))
-    live = step.live if isinstance(step, Iterate) else None
-    # The live state gets the same values; where there is none the fresh is written twice.
-    live_u, live_v, live_sigma = live or fresh
-    arguments = {
-        "weight_ptr": weight,
-        "out_ptr": out,
-        "new_u_ptr": fresh.u,
-        "new_v_ptr": fresh.v,
-        "new_sigma_ptr": fresh.sigma,
-        "live_u_ptr": live_u,
-        "live_v_ptr": live_v,
-        "live_sigma_ptr": live_sigma,
-        "M": view.M,
-        "N": view.N,
-        "C": view.C,
-        **launch.factor_of(rescaling),
-    }
-    with launch.on_device_of(weight):
-        tile = small_tile(view.M, view.N, u.element_size(), launch.warp_size(u.device))
-        if tile is not None:
-            _in_one_launch(view, u, v, step, arguments, tile)
+    return Normalization(weight, view, u, step, dtype, rescaling)(weight, u, v, step, rescaling)
+
+
+class Normalization:
+    """The launches for weights that are read alike, of these dtypes, for one kind of step."""
+
+    def __init__(
+        self,
+        weight: Tensor,
+        view: MatrixView,
+        u: Tensor,
+        step: Iterate | Evaluate,
+        dtype: torch.dtype,
+        rescaling: Rescaling,
+    ) -> None:
+        self._view, self._dtype = view, dtype
+        self._itemsize, self._lanes = u.element_size(), launch.warp_size(weight.device)
+        self._sizes = {"M": view.M, "N": view.N, "C": view.C}
+        self._numbers = launch.factor_of(rescaling)
+        self._learned = () if self._numbers["scale_ptr"] is None else ("scale_ptr",)
+        if self._learned:
+            del self._numbers["scale_ptr"]
+        self._scratch = 0  # elements
+        self._shares = 0  # of s, where they have no room in the output
+        self._times = 1
+        self._launches: list[launch.Launch] = []  # of each iteration
+        self._last: list[launch.Launch] = []  # in place of its last launch, if it is the last
+        small = small_tile(view.M, view.N, self._itemsize, self._lanes)
+        if small is not None:
+            self._last = [self._in_one(step, small._asdict())]
         elif isinstance(step, Iterate):
-            _iterate(view, u, v, step.n, arguments)
+            self._iterate(weight, step.n)
         else:
-            _estimate(weight, view, u, v, step.eps, rescaling, out, fresh)
-    return Normalized(out, *fresh, is_written=live is not None)
+            self._estimate(step.eps)
 
+    def __call__(
+        self, weight: Tensor, u: Tensor, v: Tensor, step: Iterate | Evaluate, rescaling: Rescaling
+    ) -> Normalized:
+        """Launch them."""
+        out = torch.empty_like(weight, dtype=self._dtype)
+        fresh = torch.empty_like(u), torch.empty_like(v), u.new_empty(())
+        live = step.live if isinstance(step, Iterate) else None
+        memory = {"weight_ptr": weight, "out_ptr": out, "u_ptr": u, "v_ptr": v}
+        memory |= zip(_FRESH, fresh, strict=True)
+        # The live state gets the same values; where there is none the fresh is written twice.
+        memory |= zip(_LIVE, live or fresh, strict=True)
+        if rescaling.learned is not None:
+            memory["scale_ptr"] = rescaling.learned
+        if self._scratch:
+            memory["scratch_ptr"] = memory["parts_ptr"] = u.new_empty(self._scratch)
+            # The shares of s lie in the output's memory: it is written once they have been read.
+            memory["partial_ptr"] = u.new_empty(self._shares) if self._shares else out
+        for _ in range(self._times - 1):
+            launch.in_order(self._launches, memory)
+            memory["u_ptr"], memory["v_ptr"], _ = fresh
+        launch.in_order(self._last, memory)
+        return Normalized(out, *fresh, live is not None)
 
-def _in_one_launch(
-    view: MatrixView,
-    u: Tensor,
-    v: Tensor,
-    step: Iterate | Evaluate,
-    arguments: dict[str, Any],
-    tile: SmallTile,
-) -> None:
-    n, eps = (step.n, 0.0) if isinstance(step, Iterate) else (0, step.eps)
-    launch.run(
-        normalize_small,
-        1,
-        **arguments,
-        u_ptr=u,
-        v_ptr=v,
-        n_power_iterations=n,
-        eps=eps,
-        **launch.layout_of(view, view.N),
-        ITERATES=n > 0,
-        BLOCK_M=tile.BLOCK_M,
-        BLOCK_N=tile.BLOCK_N,
-        num_warps=tile.num_warps,
-        **launch.ROUNDING,
-    )
+    def _in_one(self, step: Iterate | Evaluate, tile: dict[str, int]) -> launch.Launch:
+        n, eps = (step.n, 0.0) if isinstance(step, Iterate) else (0, step.eps)
+        return launch.Launch(
+            normalize_small,
+            1,
+            ("weight_ptr", "out_ptr", "u_ptr", "v_ptr", *_FRESH, *_LIVE, *self._learned),
+            **self._sizes,
+            **self._numbers,
+            n_power_iterations=n,
+            eps=eps,
+            **launch.layout_of(self._view, self._view.N),
+            ITERATES=n > 0,
+            **tile,
+            **launch.ROUNDING,
+        )
 
+    def _estimate(self, eps: float) -> None:
+        """Two launches."""
+        M, N, _ = self._sizes.values()
+        numel, block = M * N, finish_block(self._itemsize)
+        tile = chunk_tile(M, N, self._view.Q, self._itemsize, self._lanes)
+        self._scratch = 3 * tile.programs
+        parts = launch.Launch(
+            estimate_parts,
+            tile.programs,
+            ("weight_ptr", "u_ptr", "v_ptr", "parts_ptr"),
+            **self._sizes,
+            **launch.layout_of(self._view, N),
+            R=tile.R,
+            BLOCK_N=tile.BLOCK_N,
+            VECTOR_BLOCK=VECTOR_BLOCK,
+            num_warps=tile.num_warps,
+            **launch.ROUNDING,
+        )
+        finish = launch.Launch(
+            finish_estimate,
+            ceil_div(numel, block),
+            ("weight_ptr", "out_ptr", "u_ptr", "v_ptr", "parts_ptr", *_FRESH, *self._learned),
+            **self._numbers,
+            programs=tile.programs,
+            numel=numel,
+            M=M,
+            N=N,
+            eps=eps,
+            FACTOR=hidden_factor(numel),
+            BLOCK=block,
+            VECTOR_BLOCK=VECTOR_BLOCK,
+            num_warps=warps(block, self._itemsize, self._lanes),
+            **launch.ROUNDING,
+        )
+        self._last = [parts, finish]
 
-def _estimate(
-    weight: Tensor,
-    view: MatrixView,
-    u: Tensor,
-    v: Tensor,
-    eps: float,
-    rescaling: Rescaling,
-    out: Tensor,
-    fresh: State,
-) -> None:
-    """Write ``out`` and ``fresh``, in two launches."""
-    M, N = view.M, view.N
-    tile = chunk_tile(M, N, view.Q, u.element_size(), launch.warp_size(u.device))
-    parts = u.new_empty(3 * tile.programs)
-    launch.run(
-        estimate_parts,
-        tile.programs,
-        weight_ptr=weight,
-        u_ptr=u,
-        v_ptr=v,
-        parts_ptr=parts,
-        M=M,
-        N=N,
-        C=view.C,
-        **launch.layout_of(view, N),
-        R=tile.R,
-        BLOCK_N=tile.BLOCK_N,
-        VECTOR_BLOCK=VECTOR_BLOCK,
-        num_warps=tile.num_warps,
-        **launch.ROUNDING,
-    )
-    taken = {"weight_ptr": weight, "u_ptr": u, "v_ptr": v, "parts_ptr": parts}
-    numbers = {"programs": tile.programs, "M": M, "N": N, "eps": eps}
-    _finish_estimate(taken | numbers | launch.factor_of(rescaling), out, fresh)
-
-
-def _finish_estimate(taken: dict[str, Any], out: Tensor, fresh: State) -> None:
-    numel, itemsize = out.numel(), fresh.u.element_size()
-    block = finish_block(itemsize)
-    launch.run(
-        finish_estimate,
-        ceil_div(numel, block),
-        **taken,
-        out_ptr=out,
-        unit_u_ptr=fresh.u,
-        unit_v_ptr=fresh.v,
-        sigma_ptr=fresh.sigma,
-        numel=numel,
-        FACTOR=hidden_factor(numel),
-        BLOCK=block,
-        VECTOR_BLOCK=VECTOR_BLOCK,
-        num_warps=warps(block, itemsize, launch.warp_size(out.device)),
-        **launch.ROUNDING,
-    )
-
-
-def _iterate(
-    view: MatrixView, u: Tensor, v: Tensor, n_power_iterations: int, arguments: dict[str, Any]
-) -> None:
-    """Three launches each iteration; the last writes the normalized weight too."""
-    weight, out = arguments["weight_ptr"], arguments["out_ptr"]
-    M, N = view.M, view.N
-    itemsize, lanes = u.element_size(), launch.warp_size(u.device)
-    capacity = M * out.element_size() // itemsize  # rows of N that the output holds
-    power, tile, staged = _power_kernel(view, weight, itemsize, capacity)
-    programs, column_blocks = tile.programs, ceil_div(N, SHARE_COLUMNS)
-    # The shares of s lie in the output's memory: it is written only once they have been read.
-    partial = out if programs <= capacity else u.new_empty(programs, N)
-    scratch = u.new_empty(M + N + 2 * (programs + column_blocks))
-    shares = {"partial_ptr": partial, "scratch_ptr": scratch, "M": M, "N": N, **launch.ROUNDING}
-    for iteration in range(n_power_iterations):
-        launch.run(
+    def _iterate(self, weight: Tensor, times: int) -> None:
+        """Three launches each iteration; the last writes the normalized weight too."""
+        M, N, _ = self._sizes.values()
+        capacity = M * self._dtype.itemsize // self._itemsize  # rows of N that the output holds
+        power, tile, staged = self._power_kernel(weight, capacity)
+        programs, column_blocks = tile.programs, ceil_div(N, SHARE_COLUMNS)
+        self._times = times
+        self._shares = programs * N if programs > capacity else 0
+        self._scratch = M + N + 2 * (programs + column_blocks)
+        products = launch.Launch(
             power,
             programs,
-            **shares,
-            weight_ptr=weight,
-            v_ptr=v,
-            C=view.C,
-            **launch.layout_of(view, N),
+            ("weight_ptr", "v_ptr", "partial_ptr", "scratch_ptr"),
+            **self._sizes,
+            **launch.layout_of(self._view, N),
             R=tile.R,
             BLOCK_N=tile.BLOCK_N,
             num_warps=tile.num_warps,
             **staged,
+            **launch.ROUNDING,
         )
-        launch.run(
+        reduce = launch.Launch(
             reduce_partials,
             column_blocks,
-            **shares,
+            ("partial_ptr", "scratch_ptr"),
+            M=M,
+            N=N,
             programs=programs,
             FACTOR=hidden_factor(N),
             BLOCK=SHARE_COLUMNS,
             ROWS=SHARE_ROWS,
-            num_warps=warps(SHARE_ROWS * SHARE_COLUMNS, itemsize, lanes),
+            num_warps=warps(SHARE_ROWS * SHARE_COLUMNS, self._itemsize, self._lanes),
+            **launch.ROUNDING,
         )
-        is_last = iteration == n_power_iterations - 1
-        _finish(view, u, v, arguments, scratch, programs, is_last)
-        u, v = arguments["new_u_ptr"], arguments["new_v_ptr"]
+        self._launches = [products, reduce, self._finish(programs, rescales=False)]
+        self._last = [products, reduce, self._finish(programs, rescales=True)]
 
+    def _power_kernel(self, weight: Tensor, capacity: int) -> tuple[Any, RowTile, dict[str, int]]:
+        """The kernel of the power step, its tile, and what it takes beside."""
+        view, itemsize, lanes = self._view, self._itemsize, self._lanes
+        if not holds_whole_rows(view.P, view.Q, view.K, itemsize):
+            return power_chunked, chunk_tile(view.M, view.N, view.Q, itemsize, lanes), {}
+        limits = launch.shared_memory(weight.device), max(1, capacity)
+        tile = row_tile(view.M, view.N, itemsize, weight.element_size(), lanes, *limits)
+        return power_rows, tile, {"STAGES": tile.STAGES}
 
-def _power_kernel(
-    view: MatrixView, weight: Tensor, itemsize: int, capacity: int
-) -> tuple[Any, RowTile, dict[str, int]]:
-    """The kernel of the power step, its tile, and what it takes beside."""
-    M, N, lanes = view.M, view.N, launch.warp_size(weight.device)
-    if not holds_whole_rows(view.P, view.Q, view.K, itemsize):
-        return power_chunked, chunk_tile(M, N, view.Q, itemsize, lanes), {}
-    limits = launch.shared_memory(weight.device), max(1, capacity)
-    tile = row_tile(M, N, itemsize, weight.element_size(), lanes, *limits)
-    return power_rows, tile, {"STAGES": tile.STAGES}
-
-
-def _finish(
-    view: MatrixView,
-    u: Tensor,
-    v: Tensor,
-    arguments: dict[str, Any],
-    scratch: Tensor,
-    programs: int,
-    rescales: bool,
-) -> None:
-    numel, itemsize, lanes = view.M * view.N, u.element_size(), launch.warp_size(u.device)
-    elements, block = max(view.M, view.N), VECTOR_BLOCK
-    if rescales:
-        elements, block = numel, finish_block(itemsize)
-    launch.run(
-        finish_iteration,
-        ceil_div(elements, block),
-        **arguments,
-        scratch_ptr=scratch,
-        u_ptr=u,
-        v_ptr=v,
-        programs=programs,
-        numel=numel,
-        FACTOR=hidden_factor(numel),
-        K=view.K,
-        RESCALES=rescales,
-        BLOCK=block,
-        VECTOR_BLOCK=VECTOR_BLOCK,
-        SHARE_COLUMNS=SHARE_COLUMNS,
-        num_warps=warps(block, itemsize, lanes),
-        **launch.ROUNDING,
-    )
+    def _finish(self, programs: int, rescales: bool) -> launch.Launch:
+        view = self._view
+        elements, block = max(view.M, view.N), VECTOR_BLOCK
+        if rescales:
+            elements, block = view.M * view.N, finish_block(self._itemsize)
+        inputs = "weight_ptr", "out_ptr", "u_ptr", "v_ptr", "scratch_ptr"
+        return launch.Launch(
+            finish_iteration,
+            ceil_div(elements, block),
+            (*inputs, *_FRESH, *_LIVE, *self._learned),
+            **self._sizes,
+            **self._numbers,
+            programs=programs,
+            numel=view.M * view.N,
+            FACTOR=hidden_factor(view.M * view.N),
+            K=view.K,
+            RESCALES=rescales,
+            BLOCK=block,
+            VECTOR_BLOCK=VECTOR_BLOCK,
+            SHARE_COLUMNS=SHARE_COLUMNS,
+            num_warps=warps(block, self._itemsize, self._lanes),
+            **launch.ROUNDING,
+        )

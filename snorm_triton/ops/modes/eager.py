@@ -42,14 +42,15 @@ def iteration(access: Access) -> Iteration | None:
     if not isinstance(step, Iterate) or view is None:
         return None
     backend, n = backend_for(weight, name), step.n
+    kept = backend.kept(weight, view, access.u, step, dtype, rescaling) or backend
 
     def iterate(weight: Tensor, u: Tensor, v: Tensor, sigma: Tensor) -> Tensor:
         data, live = weight.detach(), (u, v, sigma)
-        made = backend.normalize(data, view, u, v, Iterate(n, live), dtype, rescaling)
+        made = kept.normalize(data, view, u, v, Iterate(n, live), dtype, rescaling)
         weight_sn, u, v, sigma, is_written = made
         if weight.requires_grad:
             estimate = Estimate(data, data._version, view, dim, u, v, sigma, rescaling)
-            Rescale.apply((backend, (estimate,), (weight_sn,)), weight)
+            Rescale.apply((kept, (estimate,), (weight_sn,)), weight)
         if not is_written:
             foreach_copy_(live, (u, v, sigma))
         return weight_sn
