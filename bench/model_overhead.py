@@ -97,12 +97,13 @@ def backward_of(model: Weights) -> Run:
 
 def replay_of(model: Weights) -> Run:
     """Accesses after one that has iterated, and whose graph still waits for its backward."""
-    kept, backwards = model(), autograd.backwards
+    kept: list[tuple[object, int]] = []  # from the first run, when no model is made any more
 
     def run() -> None:
-        autograd.backwards = backwards  # others' were not of this model
+        if not kept:
+            kept.append((model(), autograd.backwards))
+        _, autograd.backwards = kept[0]  # others' were not of this model
         model()
-        assert kept
 
     return run
 

@@ -5,11 +5,12 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from ..ops.calls import Evaluate, Gradients, Iterate, Normalized, Step
+from ..ops.calls import Evaluate, Gradients, Iterate, Normalized, Replay, State, Step
 from ..ops.matrix_view import MatrixView
 from ..ops.rescaling import PLAIN, Rescaling
 from .gradient import Gradient
 from .normalize import Normalization
+from .rescale import replay
 from .together_backward import rescale_backward as rescale_backward_together
 
 
@@ -44,7 +45,8 @@ class Kept:
         dtype: torch.dtype,
         rescaling: Rescaling = PLAIN,
     ) -> Normalized:
-        assert isinstance(step, Iterate | Evaluate)
+        if isinstance(step, Replay):
+            return replay(weight, view, State(u, v, step.sigma), dtype, rescaling)
         return self._normalization(weight, u, v, step, rescaling)
 
     def rescale_backward(

@@ -107,8 +107,7 @@ class SpectralNormParametrization(SingularVectors):
         known = self.__dict__  # past Module's attribute lookup
         if not torch.compiler.is_compiling():
             standing: StandingAccess | None = known.get("standing")
-            if standing is not None and (weight_sn := standing(weight, known)) is not None:
-                known["is_sigma_known"], known["_evaluated"] = True, None
+            if standing is not None and (weight_sn := standing(weight, self)) is not None:
                 return weight_sn
         prepared: Prepared | None = known.get("prepared")
         if prepared is not None and prepared.serves((weight,), self):

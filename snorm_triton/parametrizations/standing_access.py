@@ -11,28 +11,33 @@ from ..ops.calls import Access
 from ..ops.modes import eager
 from ..ops.modes.composite import has_autocast
 from ..torch_internals.tracing import is_tracing
+from . import updates
 from .circumstances import is_plain
 
 
 class StandingAccess:
-    """A power iteration in eager mode, with gradients, and all that it depends on but for values.
+    """An access in eager mode, with gradients, and all that it depends on but for values.
+
+    It iterates, or replays where policy "update" has nothing to iterate for.
 
     Neither the weight nor u, v and sigma are kept, or need be the same objects.
     """
 
-    def __init__(self, parametrization: Any, access: Access, iterate: eager.Iteration) -> None:
+    def __init__(self, parametrization: Any, access: Access, make: eager.Repeated) -> None:
         weight = access.weight
         self._dtype = access.u.dtype
         self._options = parametrization.options
+        self._updates = self._options.power_iter == "update"
         self._device_type = weight.device.type
         self._kind = _kind_of(weight)
-        self._iterate = iterate
+        self._make = make
 
-    def __call__(self, weight: Tensor, known: dict[str, Any]) -> Tensor | None:
-        """W / sigma of ``weight`` by the parametrization with these attributes.
+    def __call__(self, weight: Tensor, parametrization: Any) -> Tensor | None:
+        """W / sigma of ``weight`` by this parametrization.
 
         None where the access is another one, and nothing is done.
         """
+        known = parametrization.__dict__  # past Module's attribute lookup
         buffers, dtype = known["_buffers"], self._dtype
         u, v, sigma = buffers["_u"], buffers["_v"], buffers["_sigma"]
         if not (
@@ -51,7 +56,16 @@ class StandingAccess:
             and not torch.is_autocast_enabled(self._device_type)
         ):
             return None
-        return self._iterate(weight, u, v, sigma)
+        replays = self._updates and not updates.is_due(parametrization, weight)
+        if replays and (sigma.dtype is not dtype or not updates.notices_all(parametrization)):
+            return None
+        made = self._make(weight, u, v, sigma, replays)
+        known["is_sigma_known"] = True
+        if not replays:
+            known["_evaluated"] = None
+            if self._updates:
+                updates.has_iterated(parametrization, weight, made.u)
+        return made.weight_sn
 
 
 def standing_access(parametrization: Any, access: Access) -> StandingAccess | None:
@@ -61,8 +75,7 @@ def standing_access(parametrization: Any, access: Access) -> StandingAccess | No
     """
     weight = access.weight
     may_stand = (
-        parametrization.options.power_iter == "access"
-        and torch.is_grad_enabled()
+        torch.is_grad_enabled()
         and access.dtype is weight.dtype  # not autocast's
         and not parametrization._parameters
         and parametrization._buffers["_v"].dtype is access.v.dtype  # not converted, nor is u
@@ -70,8 +83,9 @@ def standing_access(parametrization: Any, access: Access) -> StandingAccess | No
         and not weight.is_complex()
         and has_autocast(weight.device.type)
     )
-    iterate = eager.iteration(access) if may_stand else None
-    return None if iterate is None else StandingAccess(parametrization, access, iterate)
+    n = parametrization.options.n_power_iterations
+    make = eager.repeated(access, n) if may_stand else None
+    return None if make is None else StandingAccess(parametrization, access, make)
 
 
 def _kind_of(weight: Tensor) -> tuple[object, ...]:

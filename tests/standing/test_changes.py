@@ -25,7 +25,11 @@ def after(change, **options):
 
 
 @pytest.mark.parametrize("change", CHANGES)
-@pytest.mark.parametrize("options", [{}, {"bound": 0.5, "scale": 2.0}], ids=["plain", "bounded"])
+@pytest.mark.parametrize(
+    "options",
+    [{}, {"bound": 0.5, "scale": 2.0}, {"power_iter": "update"}],
+    ids=["plain", "bounded", "update"],
+)
 def test_after_any_change_it_is_as_looked_at(change, options):
     standing = after(change, **options)
     with mock.patch.object(parametrization_module, "standing_access", return_value=None):

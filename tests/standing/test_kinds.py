@@ -20,16 +20,45 @@ def test_training_steps_after_the_first_make_it_again(backend):
     layer = layer_of(backend=backend)
     train(layer)
     standing = layer.parametrizations.weight[0].standing
-    with mock.patch.object(standing, "_iterate", side_effect=standing._iterate) as iterate:
+    with mock.patch.object(standing, "_make", side_effect=standing._make) as make:
         for _ in range(3):
             step(layer)
             train(layer)
-    assert iterate.call_count == 3
+    assert make.call_count == 3
 
 
-@pytest.mark.parametrize("options", [{"power_iter": "update"}, {"scale": "learned"}])
-def test_what_is_to_be_looked_at_each_time(options):
-    layer = layer_of(**options)
+def noted(make, replays):
+    def make_and_note(*args):
+        replays.append(args[-1])
+        return make(*args)
+
+    return make_and_note
+
+
+def test_replays_are_made_again(backend):
+    def trained():
+        layer, replays = layer_of(backend=backend, power_iter="update"), []
+        for _ in range(4):
+            step(layer)
+            real, fake = layer(x_of(layer)), layer(x_of(layer).neg())
+            (real.square().sum() - fake.sum()).backward()
+            standing = layer.parametrizations.weight[0].standing
+            if standing is not None and not replays:
+                standing._make = noted(standing._make, replays)
+        return layer, replays
+
+    layer, replays = trained()
+    assert replays == 3 * [False, True]
+    with mock.patch.object(parametrization_module, "standing_access", return_value=None):
+        looked_at, _ = trained()
+    assert torch.equal(original_of(layer).grad, original_of(looked_at).grad)
+    for name in ("_u", "_v", "_sigma"):
+        one, other = (getattr(x.parametrizations.weight[0], name) for x in (layer, looked_at))
+        assert torch.equal(one, other)
+
+
+def test_what_is_to_be_looked_at_each_time():
+    layer = layer_of(scale="learned")
     for _ in range(3):
         train(layer)
         step(layer)

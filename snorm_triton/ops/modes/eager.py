@@ -10,7 +10,7 @@ from torch import Tensor
 from ...torch_internals.autograd import foreach_copy_
 from ..autograd import Rescale, buckets, scales_of
 from ..backend import Backend
-from ..calls import Access, Call, Iterate, Normalized, Replay, Step
+from ..calls import Access, Call, Evaluate, Iterate, Normalized, Replay, Step
 from ..dispatch import backend_for, place
 from ..estimates import Estimate
 from ..matrix_view import MatrixView, view_of
@@ -28,34 +28,38 @@ def normalize(access: Access) -> Normalized:
     return without_autocast(weight.device.type, _normalize, weight, taken, placed)
 
 
-Iteration = Callable[[Tensor, Tensor, Tensor, Tensor], Tensor]
-"""W / sigma of a weight of one kind, of its live u, v and sigma, which are overwritten."""
+Repeated = Callable[[Tensor, Tensor, Tensor, Tensor, bool], Normalized]
+"""W / sigma of a weight of one kind, of its live u, v and sigma.
+
+They are replayed if the last says so; else they iterate, and are overwritten.
+"""
 
 
-def iteration(access: Access) -> Iteration | None:
-    """What makes an access that iterates again, where no autocast is on.
+def repeated(access: Access, n: int) -> Repeated | None:
+    """What makes an access that iterates ``n`` times, or replays, again, where no autocast is on.
 
-    None where the weight has to be made dense each time.
+    None where it evaluates, and where the weight has to be made dense each time.
     """
-    weight, _, _, dim, step, dtype, name, rescaling = access
+    weight, u, _, dim, step, dtype, name, rescaling = access
     view = view_of(weight.shape, weight.stride(), dim)
-    if not isinstance(step, Iterate) or view is None:
+    if isinstance(step, Evaluate) or view is None:
         return None
-    backend, n = backend_for(weight, name), step.n
-    kept = backend.kept(weight, view, access.u, step, dtype, rescaling) or backend
+    backend = backend_for(weight, name)
+    kept = backend.kept(weight, view, u, Iterate(n), dtype, rescaling) or backend
 
-    def iterate(weight: Tensor, u: Tensor, v: Tensor, sigma: Tensor) -> Tensor:
+    def make(weight: Tensor, u: Tensor, v: Tensor, sigma: Tensor, replays: bool) -> Normalized:
         data, live = weight.detach(), (u, v, sigma)
-        made = kept.normalize(data, view, u, v, Iterate(n, live), dtype, rescaling)
+        step = Replay(sigma) if replays else Iterate(n, live)
+        made = kept.normalize(data, view, u, v, step, dtype, rescaling)
         weight_sn, u, v, sigma, is_written = made
         if weight.requires_grad:
             estimate = Estimate(data, data._version, view, dim, u, v, sigma, rescaling)
             Rescale.apply((kept, (estimate,), (weight_sn,)), weight)
-        if not is_written:
+        if not (is_written or replays):
             foreach_copy_(live, (u, v, sigma))
-        return weight_sn
+        return made
 
-    return iterate
+    return make
 
 
 def _normalize(
