@@ -118,6 +118,7 @@ def caught_launches(views: list[MatrixView]) -> Iterator[list[Work]]:
     def catch(kernel: Any, programs: int, /, **arguments: Any) -> None:
         caught.append(work_of(kernel.fn.__name__, programs, arguments, views))
 
+    launch.forget()
     with (
         mock.patch.object(launch, "run", catch),
         mock.patch.object(launch, "warp_size", return_value=32),
@@ -125,3 +126,4 @@ def caught_launches(views: list[MatrixView]) -> Iterator[list[Work]]:
         mock.patch.object(launch, "on_device_of"),
     ):
         yield caught
+    launch.forget()

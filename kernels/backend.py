@@ -1,7 +1,6 @@
 """The backend in Triton, as :class:`snorm_triton.ops.backend.Backend` says."""
 
 from .gradient import rescale_backward
-from .kept import kept
 from .normalize import normalize
 from .rounds import rounds
 from .row_rounds import row_rounds
@@ -12,7 +11,6 @@ from .weight_norm_together import scale_rows as scale_rows_together
 from .weight_norm_together import scale_rows_backward as scale_rows_backward_together
 
 __all__ = [
-    "kept",
     "normalize",
     "normalize_together",
     "rescale_backward",

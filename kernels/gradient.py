@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Any, NamedTuple
+
 import torch
 from torch import Tensor
 
@@ -26,24 +28,39 @@ def rescale_backward(
     rescaling: Rescaling = PLAIN,
 ) -> Gradients:
     """As :class:`snorm_triton.ops.backend.Backend` says, of one weight."""
-    return Gradient(weight, view, u, rescaling)(grad, weight, u, v, sigma, rescaling)
+    bound, scale, learned = rescaling
+    dtypes = grad.dtype, weight.dtype, u.dtype
+    kind = Kind(view, weight.device, *dtypes, bound, scale, learned is not None)
+    return _gradient(kind)(grad, weight, u, v, sigma, learned)
+
+
+class Kind(NamedTuple):
+    """Weights whose gradients are computed in the same launches."""
+
+    view: MatrixView
+    device: torch.device
+    grad_dtype: torch.dtype
+    dtype: torch.dtype
+    state_dtype: torch.dtype
+    bound: float
+    scale: float
+    learns: bool  # a scale
 
 
 class Gradient:
-    """The launches for the gradients of weights that are read alike, of these dtypes."""
+    """The launches for the gradients of weights of one kind."""
 
-    def __init__(self, weight: Tensor, view: MatrixView, u: Tensor, rescaling: Rescaling) -> None:
-        self._view, self._numel = view, weight.numel()
-        self._itemsize, self._lanes = u.element_size(), launch.warp_size(weight.device)
-        self._numbers = launch.factor_of(rescaling)
+    def __init__(self, kind: Kind) -> None:
+        self._view = kind.view
+        self._itemsize, self._lanes = kind.state_dtype.itemsize, launch.warp_size(kind.device)
+        self._numbers: dict[str, Any] = {"BOUND": kind.bound, "SCALE": kind.scale}
         self._learned: tuple[str, ...] = ()
-        if rescaling.learned is None:
-            self._numbers["grad_scale_ptr"] = None
-        else:
-            del self._numbers["scale_ptr"]
+        if kind.learns:
             self._learned = "scale_ptr", "grad_scale_ptr"
+        else:
+            self._numbers |= {"scale_ptr": None, "grad_scale_ptr": None}
         self._parts = 0  # elements: of the inner product
-        small = small_tile(view.M, view.N, self._itemsize, self._lanes)
+        small = small_tile(self._view.M, self._view.N, self._itemsize, self._lanes)
         self._launches = self._two() if small is None else [self._one(small._asdict())]
 
     def __call__(
@@ -53,7 +70,7 @@ class Gradient:
         u: Tensor,
         v: Tensor,
         sigma: Tensor,
-        rescaling: Rescaling,
+        learned: Tensor | None,
     ) -> Gradients:
         """Launch them."""
         out, grad_scale = torch.empty_like(weight), None
@@ -61,9 +78,9 @@ class Gradient:
         memory |= {"sigma_ptr": sigma, "out_ptr": out}
         if self._parts:
             memory["partial_ptr"] = u.new_empty(self._parts)
-        if rescaling.learned is not None:
-            grad_scale = torch.empty_like(rescaling.learned)
-            memory |= {"scale_ptr": rescaling.learned, "grad_scale_ptr": grad_scale}
+        if learned is not None:
+            grad_scale = torch.empty_like(learned)
+            memory |= {"scale_ptr": learned, "grad_scale_ptr": grad_scale}
         launch.in_order(self._launches, memory)
         return Gradients(out, grad_scale)
 
@@ -83,7 +100,7 @@ class Gradient:
         )
 
     def _two(self) -> list[launch.Launch]:
-        view, numel = self._view, self._numel
+        view, numel = self._view, self._view.M * self._view.N
         programs = self._parts = min(ceil_div(numel, DOT_BLOCK), DOT_PROGRAMS)
         rows, columns = (view.M, view.Q) if view.P == 1 else (view.P, view.M * view.Q)
         tile = apply_tile(rows, columns, self._itemsize, self._lanes)
@@ -114,3 +131,6 @@ class Gradient:
             **launch.ROUNDING,
         )
         return [dot, apply]
+
+
+_gradient = launch.once_for_each(Gradient)

@@ -2,17 +2,16 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Hashable, Mapping, Sequence
 from contextlib import AbstractContextManager, nullcontext
 from functools import lru_cache
-from typing import Any
+from typing import Any, TypeVar, cast
 
 import torch
 import triton.language as tl
 from torch import Tensor
 
 from ..ops.matrix_view import MatrixView
-from ..ops.rescaling import Rescaling
 from ..ops.streams import is_capturing as is_capturing
 from .config import hidden_factor
 from .launcher import Again, Launcher
@@ -43,13 +42,31 @@ def _launcher_of(kernel: Any) -> Launcher:
     return launcher
 
 
+K = TypeVar("K", bound=Hashable)
+R = TypeVar("R")
+_kept: list[Any] = []
+
+
+def once_for_each(setup: Callable[[K], R]) -> Callable[[K], R]:
+    """Keep what ``setup`` returns for a kind of weights: launches, which hold no tensor."""
+    cached = lru_cache(maxsize=1024)(setup)
+    _kept.append(cached)
+    return cast(Callable[[K], R], cached)
+
+
+def forget() -> None:
+    """Set all launches up anew, as after a change of what is configured."""
+    for cached in _kept:
+        cached.cache_clear()
+
+
 class Launch:
     """A launch that is made again and again, of other tensors each time.
 
     Args:
         kernel: what is launched.
         programs: how many of it.
-        varying: the arguments that are others each time: tensors, of the same dtypes.
+        varying: the arguments that are others each time, all of them tensors.
         arguments: those that stay.
     """
 
@@ -112,11 +129,6 @@ def layout_of(view: MatrixView, columns: int) -> dict[str, int | bool]:
     plain = view.P == 1
     factor = hidden_factor(columns)
     return {"FACTOR": factor, "Q": 0 if plain else view.Q, "K": view.K, "PLAIN": plain}
-
-
-def factor_of(rescaling: Rescaling) -> dict[str, Any]:
-    """What kernels are told of what becomes of a weight once its sigma is known."""
-    return {"scale_ptr": rescaling.learned, "BOUND": rescaling.bound, "SCALE": rescaling.scale}
 
 
 def rows_of(view: MatrixView) -> dict[str, Any]:

@@ -9,6 +9,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Any, NamedTuple
 
+import torch
 import triton
 from torch import Tensor
 from triton.compiler import CompiledKernel
@@ -77,7 +78,7 @@ class Launcher:
         if compiled is None:
             return None
         order = [name for name, is_constexpr in self._parameters if not is_constexpr]
-        places = [order.index(name) for name in varying]
+        places = [(order.index(name), arguments[name].dtype) for name in varying]
         return Again(self.kernel, device, (programs, 1, 1), compiled, values, places)
 
     def specialize(self, arguments: dict[str, Any]) -> tuple[Key | None, list[Any]]:
@@ -117,17 +118,17 @@ class Again(NamedTuple):
     grid: tuple[int, int, int]
     compiled: _Compiled
     values: list[Any]
-    places: list[int]  # of the tensors, among the values
+    places: list[tuple[int, torch.dtype]]  # of the tensors, among the values
 
     def __call__(self, tensors: Sequence[Tensor]) -> bool:
-        """Launch, of the same dtypes; False where it is another launch, and nothing is done."""
+        """Launch; False where it is another launch, and nothing is done."""
         active = driver.active
         if _is_watched(self.kernel) or active.get_current_device() != self.device:
             return False
         values = self.values.copy()
-        for place, tensor in zip(self.places, tensors, strict=True):
+        for (place, dtype), tensor in zip(self.places, tensors, strict=True):
             address = values[place] = tensor.data_ptr()
-            if address % 16:
+            if address % 16 or tensor.dtype is not dtype:
                 return False
         run, function, metadata = self.compiled
         stream = active.get_current_stream(self.device)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
@@ -47,54 +47,69 @@ def normalize(
     """W / sigma of one weight, as :class:`snorm_triton.ops.backend.Backend` says."""
     if isinstance(step, Replay):
         return replay(weight, view, State(u, v, step.sigma), dtype, rescaling)
-    return Normalization(weight, view, u, step, dtype, rescaling)(weight, u, v, step, rescaling)
+    times, eps = (step.n, 0.0) if isinstance(step, Iterate) else (0, step.eps)
+    dtypes = weight.dtype, u.dtype, dtype
+    bound, scale, learned = rescaling
+    kind = Kind(view, weight.device, *dtypes, times, eps, bound, scale, learned is not None)
+    return _normalization(kind)(weight, u, v, step, learned)
+
+
+class Kind(NamedTuple):
+    """Weights that are normalized in the same launches."""
+
+    view: MatrixView
+    device: torch.device
+    dtype: torch.dtype
+    state_dtype: torch.dtype
+    out_dtype: torch.dtype
+    times: int  # iterations; 0 of an evaluation
+    eps: float
+    bound: float
+    scale: float
+    learns: bool  # a scale
 
 
 class Normalization:
-    """The launches for weights that are read alike, of these dtypes, for one kind of step."""
+    """The launches that normalize weights of one kind."""
 
-    def __init__(
-        self,
-        weight: Tensor,
-        view: MatrixView,
-        u: Tensor,
-        step: Iterate | Evaluate,
-        dtype: torch.dtype,
-        rescaling: Rescaling,
-    ) -> None:
-        self._view, self._dtype = view, dtype
-        self._itemsize, self._lanes = u.element_size(), launch.warp_size(weight.device)
+    def __init__(self, kind: Kind) -> None:
+        view, device, self._dtype, state_dtype, self._out_dtype, times, eps, *numbers = kind
+        bound, scale, learns = numbers
+        self._view = view
+        self._device, self._lanes = device, launch.warp_size(device)
+        self._itemsize: int = state_dtype.itemsize
         self._sizes = {"M": view.M, "N": view.N, "C": view.C}
-        self._numbers = launch.factor_of(rescaling)
-        self._learned = () if self._numbers["scale_ptr"] is None else ("scale_ptr",)
-        if self._learned:
-            del self._numbers["scale_ptr"]
+        self._numbers: dict[str, Any] = {"BOUND": bound, "SCALE": scale}
+        self._learned = ("scale_ptr",) if learns else ()
+        if not learns:
+            self._numbers["scale_ptr"] = None
         self._scratch = 0  # elements
         self._shares = 0  # of s, where they have no room in the output
-        self._times = 1
-        self._launches: list[launch.Launch] = []  # of each iteration
-        self._last: list[launch.Launch] = []  # in place of its last launch, if it is the last
+        self._times = max(1, times)
+        self._launches: list[launch.Launch] = []  # of each iteration but the last
+        self._last: list[launch.Launch] = []
         small = small_tile(view.M, view.N, self._itemsize, self._lanes)
         if small is not None:
-            self._last = [self._in_one(step, small._asdict())]
-        elif isinstance(step, Iterate):
-            self._iterate(weight, step.n)
+            self._times = 1
+            self._last = [self._in_one(times, eps, small._asdict())]
+        elif times:
+            self._iterate()
         else:
-            self._estimate(step.eps)
+            self._estimate(eps)
 
     def __call__(
-        self, weight: Tensor, u: Tensor, v: Tensor, step: Iterate | Evaluate, rescaling: Rescaling
+        self, weight: Tensor, u: Tensor, v: Tensor, step: Iterate | Evaluate, learned: Tensor | None
     ) -> Normalized:
         """Launch them."""
-        out = torch.empty_like(weight, dtype=self._dtype)
+        out = torch.empty_like(weight, dtype=self._out_dtype)
         fresh = torch.empty_like(u), torch.empty_like(v), u.new_empty(())
         live = step.live if isinstance(step, Iterate) else None
         memory = {"weight_ptr": weight, "out_ptr": out, "u_ptr": u, "v_ptr": v}
         memory |= zip(_FRESH, fresh, strict=True)
         # The live state gets the same values; where there is none the fresh is written twice.
         memory |= zip(_LIVE, live or fresh, strict=True)
-        if rescaling.learned is not None:
-            memory["scale_ptr"] = rescaling.learned
+        if learned is not None:
+            memory["scale_ptr"] = learned
         if self._scratch:
             memory["scratch_ptr"] = memory["parts_ptr"] = u.new_empty(self._scratch)
             # The shares of s lie in the output's memory: it is written once they have been read.
@@ -105,8 +120,7 @@ class Normalization:
         launch.in_order(self._last, memory)
         return Normalized(out, *fresh, live is not None)
 
-    def _in_one(self, step: Iterate | Evaluate, tile: dict[str, int]) -> launch.Launch:
-        n, eps = (step.n, 0.0) if isinstance(step, Iterate) else (0, step.eps)
+    def _in_one(self, n: int, eps: float, tile: dict[str, int]) -> launch.Launch:
         return launch.Launch(
             normalize_small,
             1,
@@ -157,13 +171,12 @@ class Normalization:
         )
         self._last = [parts, finish]
 
-    def _iterate(self, weight: Tensor, times: int) -> None:
+    def _iterate(self) -> None:
         """Three launches each iteration; the last writes the normalized weight too."""
         M, N, _ = self._sizes.values()
-        capacity = M * self._dtype.itemsize // self._itemsize  # rows of N that the output holds
-        power, tile, staged = self._power_kernel(weight, capacity)
+        capacity = M * self._out_dtype.itemsize // self._itemsize  # rows of N that the output holds
+        power, tile, staged = self._power_kernel(capacity)
         programs, column_blocks = tile.programs, ceil_div(N, SHARE_COLUMNS)
-        self._times = times
         self._shares = programs * N if programs > capacity else 0
         self._scratch = M + N + 2 * (programs + column_blocks)
         products = launch.Launch(
@@ -194,13 +207,13 @@ class Normalization:
         self._launches = [products, reduce, self._finish(programs, rescales=False)]
         self._last = [products, reduce, self._finish(programs, rescales=True)]
 
-    def _power_kernel(self, weight: Tensor, capacity: int) -> tuple[Any, RowTile, dict[str, int]]:
+    def _power_kernel(self, capacity: int) -> tuple[Any, RowTile, dict[str, int]]:
         """The kernel of the power step, its tile, and what it takes beside."""
         view, itemsize, lanes = self._view, self._itemsize, self._lanes
         if not holds_whole_rows(view.P, view.Q, view.K, itemsize):
             return power_chunked, chunk_tile(view.M, view.N, view.Q, itemsize, lanes), {}
-        limits = launch.shared_memory(weight.device), max(1, capacity)
-        tile = row_tile(view.M, view.N, itemsize, weight.element_size(), lanes, *limits)
+        limits = launch.shared_memory(self._device), max(1, capacity)
+        tile = row_tile(view.M, view.N, itemsize, self._dtype.itemsize, lanes, *limits)
         return power_rows, tile, {"STAGES": tile.STAGES}
 
     def _finish(self, programs: int, rescales: bool) -> launch.Launch:
@@ -226,3 +239,6 @@ class Normalization:
             num_warps=warps(block, self._itemsize, self._lanes),
             **launch.ROUNDING,
         )
+
+
+_normalization = launch.once_for_each(Normalization)

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import NamedTuple
+
 import torch
 import triton
 import triton.language as tl
@@ -15,6 +17,9 @@ from .config import ELEMENTWISE_BLOCK, VECTOR_BLOCK, ceil_div, hidden_factor
 from .estimate import store_scaled
 from .factor import load_factor
 from .indexing import multiple
+
+_KNOWN = "u_ptr", "v_ptr", "sigma_ptr"
+_NEW = "new_u_ptr", "new_v_ptr", "new_sigma_ptr"
 
 
 @triton.jit
@@ -61,28 +66,47 @@ def replay(
     weight: Tensor, view: MatrixView, state: State, dtype: torch.dtype, rescaling: Rescaling
 ) -> Normalized:
     """W / sigma, and copies of u, v and sigma, which a later iteration may overwrite."""
+    fresh = State(*map(torch.empty_like, state))
     out = torch.empty_like(weight, dtype=dtype)
-    u, v, sigma = state
-    new_u, new_v, new_sigma = (torch.empty_like(x) for x in state)
-    with launch.on_device_of(weight):
-        launch.run(
+    memory = {"weight_ptr": weight, "out_ptr": out}
+    memory |= zip(_KNOWN, state, strict=True)
+    memory |= zip(_NEW, fresh, strict=True)
+    bound, scale, learned = rescaling
+    if learned is not None:
+        memory["scale_ptr"] = learned
+    kind = Kind(view, weight.device, bound, scale, learned is not None)
+    launch.in_order(_launches(kind), memory)
+    return Normalized(out, *fresh)
+
+
+class Kind(NamedTuple):
+    """Weights that are rescaled in the same launch."""
+
+    view: MatrixView
+    device: torch.device
+    bound: float
+    scale: float
+    learns: bool  # a scale
+
+
+@launch.once_for_each
+def _launches(kind: Kind) -> list[launch.Launch]:
+    M, N = kind.view.M, kind.view.N
+    learned = ("scale_ptr",) if kind.learns else ()
+    return [
+        launch.Launch(
             divide_and_copy_state,
-            ceil_div(weight.numel(), ELEMENTWISE_BLOCK),
-            weight_ptr=weight,
-            u_ptr=u,
-            v_ptr=v,
-            sigma_ptr=sigma,
-            out_ptr=out,
-            new_u_ptr=new_u,
-            new_v_ptr=new_v,
-            new_sigma_ptr=new_sigma,
-            numel=weight.numel(),
-            M=view.M,
-            N=view.N,
-            FACTOR=hidden_factor(weight.numel()),
+            ceil_div(M * N, ELEMENTWISE_BLOCK),
+            ("weight_ptr", "out_ptr", *_KNOWN, *_NEW, *learned),
+            **({} if kind.learns else {"scale_ptr": None}),
+            numel=M * N,
+            M=M,
+            N=N,
+            FACTOR=hidden_factor(M * N),
+            BOUND=kind.bound,
+            SCALE=kind.scale,
             BLOCK=ELEMENTWISE_BLOCK,
             VECTOR_BLOCK=VECTOR_BLOCK,
-            **launch.factor_of(rescaling),
             **launch.ROUNDING,
         )
-    return Normalized(out, new_u, new_v, new_sigma)
+    ]

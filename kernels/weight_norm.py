@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
@@ -18,28 +18,12 @@ from .scale_rows_backward import differentiate_rows, differentiate_rows_of_parts
 def scale_rows(weight: Tensor, view: MatrixView, g: Tensor, dtype: torch.dtype) -> RowScaled:
     """As :class:`snorm_triton.ops.row_scaling.RowScaled` says, of one weight."""
     out = torch.empty_like(weight, dtype=dtype)
-    norms = torch.empty(view.M, dtype=norms_dtype(weight), device=weight.device)
-    itemsize, lanes = norms.element_size(), launch.warp_size(weight.device)
-    arguments: dict[str, Any] = {"g_ptr": g, "out_ptr": out, "norms_ptr": norms}
-    tile = scaling_tile(view.P, view.M, view.Q, itemsize, lanes)
-    with launch.on_device_of(weight):
-        if is_split(tile, view.N):
-            _scale_in_two_launches(weight, view, arguments)
-        else:
-            launch.run(
-                scale_rows_at_once,
-                tile.programs,
-                **arguments,
-                weight_ptr=weight,
-                M=view.M,
-                N=view.N,
-                **launch.rows_of(view),
-                WHOLE=tile.BLOCK_N >= view.N,
-                R=tile.R,
-                BLOCK_N=tile.BLOCK_N,
-                num_warps=tile.num_warps,
-                **launch.ROUNDING,
-            )
+    norms = weight.new_empty(view.M, dtype=norms_dtype(weight))
+    launches, parts = _forward(Kind(view, weight.device, norms.dtype))
+    memory = {"weight_ptr": weight, "g_ptr": g, "out_ptr": out, "norms_ptr": norms}
+    if parts:
+        memory["parts_ptr"] = norms.new_empty(2, view.M, parts)
+    launch.in_order(launches, memory)
     return RowScaled(out, norms)
 
 
@@ -48,29 +32,12 @@ def scale_rows_backward(
 ) -> tuple[Tensor, Tensor]:
     """The gradients of v, laid out as the weight is, and of g."""
     out, out_g = torch.empty_like(weight), torch.empty_like(g)
-    itemsize, lanes = norms.element_size(), launch.warp_size(weight.device)
-    arguments: dict[str, Any] = {"g_ptr": g, "out_ptr": out, "out_g_ptr": out_g}
-    tile = scaling_tile(view.P, view.M, view.Q, itemsize, lanes)
-    with launch.on_device_of(weight):
-        if is_split(tile, view.N):
-            _differentiate_in_two_launches(grad, weight, view, norms, arguments)
-        else:
-            launch.run(
-                differentiate_rows,
-                tile.programs,
-                **arguments,
-                grad_ptr=grad,
-                weight_ptr=weight,
-                norms_ptr=norms,
-                M=view.M,
-                N=view.N,
-                **launch.rows_of(view),
-                WHOLE=tile.BLOCK_N >= view.N,
-                R=tile.R,
-                BLOCK_N=tile.BLOCK_N,
-                num_warps=tile.num_warps,
-                **launch.ROUNDING,
-            )
+    launches, parts = _backward(Kind(view, weight.device, norms.dtype))
+    memory = {"weight_ptr": weight, "g_ptr": g, "norms_ptr": norms, "grad_ptr": grad}
+    memory |= {"out_ptr": out, "out_g_ptr": out_g}
+    if parts:
+        memory["parts_ptr"] = norms.new_empty(view.M, parts)
+    launch.in_order(launches, memory)
     return out, out_g
 
 
@@ -79,45 +46,55 @@ def norms_dtype(weight: Tensor) -> torch.dtype:
     return torch.float64 if weight.dtype == torch.float64 else torch.float32
 
 
-def _scale_in_two_launches(weight: Tensor, view: MatrixView, results: dict[str, Any]) -> None:
-    norms = results["norms_ptr"]
-    shared, programs, blocks = _split(weight, view, norms.element_size())
-    parts = norms.new_empty(2, view.M, shared["parts"])
-    launch.run(sum_squares, programs, **shared, parts_ptr=parts)
-    launch.run(
-        scale_rows_of_parts,
-        blocks,
-        **shared,
-        **results,
-        parts_ptr=parts,
-        PARTS=next_power_of_two(shared["parts"]),
+class Kind(NamedTuple):
+    """Weights whose rows are scaled in the same launches."""
+
+    view: MatrixView
+    device: torch.device
+    norms_dtype: torch.dtype
+
+
+class Kernel(NamedTuple):
+    """What is launched, and the tensors that it takes."""
+
+    function: Any
+    tensors: tuple[str, ...]
+
+
+Launches = tuple[list[launch.Launch], int]
+"""One of rows that a program holds; or two, the first of which leaves so many parts of a row."""
+
+
+@launch.once_for_each
+def _forward(kind: Kind) -> Launches:
+    taken = "weight_ptr", "g_ptr", "out_ptr", "norms_ptr"
+    return _launches(
+        kind,
+        Kernel(scale_rows_at_once, taken),
+        Kernel(sum_squares, ("weight_ptr", "parts_ptr")),
+        Kernel(scale_rows_of_parts, (*taken, "parts_ptr")),
     )
 
 
-def _differentiate_in_two_launches(
-    grad: Tensor, weight: Tensor, view: MatrixView, norms: Tensor, results: dict[str, Any]
-) -> None:
-    shared, programs, blocks = _split(weight, view, norms.element_size())
-    parts = norms.new_empty(view.M, shared["parts"])
-    shared |= {"grad_ptr": grad, "norms_ptr": norms, "parts_ptr": parts}
-    launch.run(sum_products, programs, **shared)
-    launch.run(
-        differentiate_rows_of_parts,
-        blocks,
-        **shared,
-        **results,
-        PARTS=next_power_of_two(shared["parts"]),
+@launch.once_for_each
+def _backward(kind: Kind) -> Launches:
+    inputs = "weight_ptr", "grad_ptr", "norms_ptr"
+    taken = *inputs, "g_ptr", "out_ptr", "out_g_ptr"
+    return _launches(
+        kind,
+        Kernel(differentiate_rows, taken),
+        Kernel(sum_products, (*inputs, "parts_ptr")),
+        Kernel(differentiate_rows_of_parts, (*taken, "parts_ptr")),
     )
 
 
-def _split(weight: Tensor, view: MatrixView, itemsize: int) -> tuple[dict[str, Any], int, int]:
-    """What both launches take, and the programs of each."""
-    lanes = launch.warp_size(weight.device)
-    tile = split_tile(view.P, view.M, view.Q, itemsize, lanes)
-    row_blocks = ceil_div(view.M, tile.R)
+def _launches(kind: Kind, whole: Kernel, first: Kernel, second: Kernel) -> Launches:
+    view, itemsize, lanes = kind.view, kind.norms_dtype.itemsize, launch.warp_size(kind.device)
+    tile = scaling_tile(view.P, view.M, view.Q, itemsize, lanes)
+    is_whole = not is_split(tile, view.N)
+    if not is_whole:
+        tile = split_tile(view.P, view.M, view.Q, itemsize, lanes)
     shared = {
-        "weight_ptr": weight,
-        "parts": tile.programs // row_blocks,
         "M": view.M,
         "N": view.N,
         **launch.rows_of(view),
@@ -126,4 +103,15 @@ def _split(weight: Tensor, view: MatrixView, itemsize: int) -> tuple[dict[str, A
         "num_warps": tile.num_warps,
         **launch.ROUNDING,
     }
-    return shared, tile.programs, row_blocks * ceil_div(view.N, tile.BLOCK_N)
+    if is_whole:
+        shared["WHOLE"] = tile.BLOCK_N >= view.N
+        return [launch.Launch(whole.function, tile.programs, whole.tensors, **shared)], 0
+    row_blocks = ceil_div(view.M, tile.R)
+    parts = shared["parts"] = tile.programs // row_blocks
+    blocks = row_blocks * ceil_div(view.N, tile.BLOCK_N)
+    return [
+        launch.Launch(first.function, tile.programs, first.tensors, **shared),
+        launch.Launch(
+            second.function, blocks, second.tensors, **shared, PARTS=next_power_of_two(parts)
+        ),
+    ], parts

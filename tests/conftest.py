@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import sys
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from math import isnan
@@ -204,6 +205,14 @@ def backend(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> 
 @pytest.fixture(autouse=True)
 def seed() -> None:
     torch.manual_seed(0)
+
+
+@pytest.fixture(autouse=True)
+def launches_of_its_own() -> None:
+    """A test may have changed what they are set up by."""
+    launch = sys.modules.get("snorm_triton.kernels.launch")
+    if launch is not None:
+        launch.forget()
 
 
 @pytest.fixture(scope="session")

@@ -17,7 +17,6 @@ from snorm_triton.kernels import launch, launcher
 from snorm_triton.kernels.launcher import Launcher
 from snorm_triton.kernels.rescale import divide_and_copy_state
 from snorm_triton.kernels.small import normalize_small
-from snorm_triton.ops.rescaling import Rescaling
 
 TARGET = GPUTarget("cuda", 90, 32)
 POINTERS = ("weight", "u", "v", "sigma", "out", "new_u", "new_v", "new_sigma")
@@ -29,8 +28,8 @@ def arguments_of_division(
     memory = torch.zeros(len(POINTERS), 64, dtype=dtype)
     pointers = {f"{name}_ptr": memory[i, offset:] for i, name in enumerate(POINTERS)}
     sizes = {"numel": numel, "M": 64, "N": 63, "FACTOR": 8, "BLOCK": block, "VECTOR_BLOCK": 256}
-    rescaling = launch.factor_of(Rescaling(bound, 1.0, memory[0, :1] if learns else None))
-    return {**pointers, **sizes, **rescaling, **launch.ROUNDING, **others}
+    scale = {"scale_ptr": memory[0, :1] if learns else None, "BOUND": bound, "SCALE": 1.0}
+    return {**pointers, **sizes, **scale, **launch.ROUNDING, **others}
 
 
 def triton_key(kernel):

@@ -10,7 +10,7 @@ from torch import Tensor
 
 from ..torch_internals import functorch
 from ..torch_internals.autograd import EagerFunction, compiled_autograd_key
-from .backend import OfOneKind
+from .backend import Backend
 from .calls import GradientCall, Gradients
 from .derivatives import Pair, gradient_in_torch, outer, second_derivatives
 from .estimates import Estimate, Estimates, modified
@@ -39,7 +39,7 @@ class Rescale(EagerFunction):  # type: ignore[misc]
     @staticmethod
     def forward(
         ctx: Any,
-        computed: tuple[OfOneKind, Sequence[Estimate], Sequence[Tensor]],
+        computed: tuple[Backend, Sequence[Estimate], Sequence[Tensor]],
         *weights_and_scales: Tensor,
     ) -> tuple[Tensor, ...]:
         ctx.set_materialize_grads(False)
@@ -83,7 +83,7 @@ class _RescaleBackward(torch.autograd.Function):
 
     @staticmethod
     def forward(
-        ctx: Any, backend: OfOneKind, estimates: Sequence[Estimate], *inputs: Tensor
+        ctx: Any, backend: Backend, estimates: Sequence[Estimate], *inputs: Tensor
     ) -> tuple[Tensor, ...]:
         ctx.set_materialize_grads(False)
         ctx.estimates = estimates
@@ -139,7 +139,7 @@ def _in_order(estimates: Sequence[Estimate], flat: Sequence[Tensor | None]) -> l
 
 
 def rescale_backward(
-    backend: OfOneKind, estimates: Sequence[Estimate], grads: Sequence[Tensor]
+    backend: Backend, estimates: Sequence[Estimate], grads: Sequence[Tensor]
 ) -> Sequence[Gradients]:
     """The gradients of the weights and scales, from those of the normalized weights."""
     return backend.rescale_backward_together(list(map(_call, estimates, grads)))

@@ -8,14 +8,14 @@ from typing import Protocol
 import torch
 from torch import Tensor
 
-from .calls import Call, Evaluate, GradientCall, Gradients, Iterate, Normalized, Step
+from .calls import Call, GradientCall, Gradients, Normalized, Step
 from .matrix_view import MatrixView
 from .rescaling import PLAIN, Rescaling
 from .rounds import Rounds
 from .row_scaling import RowRounds, RowScaled, RowScaling, RowScalingGradient
 
 
-class OfOneKind(Protocol):
+class Backend(Protocol):
     """Never synchronizes with the host, but where the weight is in the host's own memory."""
 
     def normalize(
@@ -34,6 +34,9 @@ class OfOneKind(Protocol):
         which it was. A zero sigma divides by 1.
         """
 
+    def normalize_together(self, calls: Sequence[Call], apart: bool = False) -> list[Normalized]:
+        """That of each, of one device: in storages of their own if ``apart``."""
+
     def rescale_backward(
         self,
         grad: Tensor,
@@ -48,28 +51,6 @@ class OfOneKind(Protocol):
 
     def rescale_backward_together(self, calls: Sequence[GradientCall]) -> list[Gradients]:
         """That of each, of one device."""
-
-
-class Backend(OfOneKind, Protocol):
-    """All that there is to compute, of whatever weights."""
-
-    def kept(
-        self,
-        weight: Tensor,
-        view: MatrixView,
-        u: Tensor,
-        step: Iterate | Evaluate,
-        dtype: torch.dtype,
-        rescaling: Rescaling,
-    ) -> OfOneKind | None:
-        """What computes such calls again and again; None where nothing is gained by it.
-
-        Of weights with this one's dtype, device, strides and view, and vectors with the dtype of
-        ``u``; of no tensor it holds the memory.
-        """
-
-    def normalize_together(self, calls: Sequence[Call], apart: bool = False) -> list[Normalized]:
-        """That of each, of one device: in storages of their own if ``apart``."""
 
     def rounds(self, calls: Sequence[Call]) -> Rounds | None:
         """What makes these calls, of one device, anew each time; None where they do not agree."""

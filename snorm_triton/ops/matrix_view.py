@@ -2,16 +2,15 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
 from functools import lru_cache
 from math import prod
+from typing import NamedTuple
 
 import torch
 from torch import Tensor
 
 
-@dataclass(frozen=True, slots=True)
-class MatrixView:
+class MatrixView(NamedTuple):
     """A matrix ``W`` of shape (M, N) in a dense weight, in memory order (P, M, Q) with N = P * Q.
 
     ``W[m, n]`` lies at element ``(p * M + m) * Q + q`` of the weight's memory, where ``p, q`` are

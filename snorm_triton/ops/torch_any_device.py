@@ -71,11 +71,6 @@ def rescale_backward_together(calls: Sequence[GradientCall]) -> list[Gradients]:
     return [rescale_backward(*call) for call in calls]
 
 
-def kept(*_: object) -> None:
-    """As :class:`snorm_triton.ops.backend.Backend` says."""
-    return None
-
-
 def rounds(calls: Sequence[Call]) -> EachTime:
     """As :class:`snorm_triton.ops.backend.Backend` says."""
     return EachTime(calls, normalize_together, rescale_backward_together)

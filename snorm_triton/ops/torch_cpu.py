@@ -22,7 +22,6 @@ from .power_iteration import norm as exact_norm
 from .power_iteration import start_like
 from .rescaling import PLAIN, Rescaling
 from .rounds import EachTime
-from .torch_any_device import kept as kept
 from .torch_cpu_rescaling import divide, divisor, widened
 from .torch_cpu_rescaling import rescale_backward as rescale_backward
 from .torch_cpu_rescaling import rescale_backward_together as rescale_backward_together

@@ -185,6 +185,7 @@ def run_every_launcher(
 
 def launch_calls(calls: list[Call], gradient: GradientCall) -> None:
     for small in (config.SMALL, 0):
+        launch.forget()
         with mock.patch.object(config, "SMALL", small):
             for call in calls:
                 backend.normalize(*call)
@@ -212,6 +213,7 @@ def caught_launches(layout: str, warp_size: int, shared_memory: int) -> Iterator
     def catch(kernel: JITFunction, grid: tuple[int, ...]) -> Any:
         return lambda **kwargs: caught.append(variant_of(kernel, layout, kwargs))
 
+    launch.forget()
     with (
         mock.patch.object(JITFunction, "__getitem__", catch),
         mock.patch.object(launch, "warp_size", return_value=warp_size),
@@ -219,6 +221,7 @@ def caught_launches(layout: str, warp_size: int, shared_memory: int) -> Iterator
         mock.patch.object(launch, "on_device_of"),
     ):
         yield caught
+    launch.forget()
 
 
 def variant_of(kernel: JITFunction, layout: str, arguments: dict[str, Any]) -> Variant:

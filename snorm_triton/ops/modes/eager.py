@@ -40,21 +40,20 @@ def repeated(access: Access, n: int) -> Repeated | None:
 
     None where it evaluates, and where the weight has to be made dense each time.
     """
-    weight, u, _, dim, step, dtype, name, rescaling = access
+    weight, _, _, dim, step, dtype, name, rescaling = access
     view = view_of(weight.shape, weight.stride(), dim)
     if isinstance(step, Evaluate) or view is None:
         return None
     backend = backend_for(weight, name)
-    kept = backend.kept(weight, view, u, Iterate(n), dtype, rescaling) or backend
 
     def make(weight: Tensor, u: Tensor, v: Tensor, sigma: Tensor, replays: bool) -> Normalized:
         data, live = weight.detach(), (u, v, sigma)
         step = Replay(sigma) if replays else Iterate(n, live)
-        made = kept.normalize(data, view, u, v, step, dtype, rescaling)
+        made = backend.normalize(data, view, u, v, step, dtype, rescaling)
         weight_sn, u, v, sigma, is_written = made
         if weight.requires_grad:
             estimate = Estimate(data, data._version, view, dim, u, v, sigma, rescaling)
-            Rescale.apply((kept, (estimate,), (weight_sn,)), weight)
+            Rescale.apply((backend, (estimate,), (weight_sn,)), weight)
         if not (is_written or replays):
             foreach_copy_(live, (u, v, sigma))
         return made
