@@ -137,7 +137,7 @@ def is_positive(value: object) -> bool:
 
 def _rescaling(bound: float | None, scale: float | Tensor) -> Rescaling:
     if bound is not None and not is_positive(bound):
-        raise ValueError(f"bound must be positive, got {bound!r}")
+        raise ValueError(f"bound must be a positive number, got {bound!r}")
     if not isinstance(scale, Tensor):
         if not is_positive(scale) or scale == inf:
             raise ValueError(f"scale must be positive and finite, or a tensor, got {scale!r}")

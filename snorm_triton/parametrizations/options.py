@@ -194,7 +194,7 @@ class SpectralNormOptions(KernelOptions):
         if not is_positive(self.eps) or self.eps == inf:
             raise ValueError(f"eps must be positive and finite, got {self.eps!r}")
         if self.bound is not None and not is_positive(self.bound):
-            raise ValueError(f"bound must be positive, got {self.bound!r}")
+            raise ValueError(f"bound must be a positive number, got {self.bound!r}")
         is_word = isinstance(self.scale, str) and self.scale == LEARNED
         if not is_word and (not is_positive(self.scale) or self.scale == inf):
             raise ValueError(
