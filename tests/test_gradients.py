@@ -8,7 +8,7 @@ from torch.autograd import gradcheck, gradgradcheck
 from torch.func import functional_call
 from torch.nn.utils import parametrizations
 
-from snorm_triton import spectral_norm
+from snorm_triton import spectral_norm, weight_norm
 from snorm_triton.functional import spectral_normalize
 
 SHAPES = {"linear": ((3, 4), 0), "conv": ((3, 2, 2), 0), "transposed": ((2, 3, 2), 1)}
@@ -121,6 +121,18 @@ def test_a_differentiable_gradient_may_be_changed_in_place(backend):
     loss = ours.weight_sn.square().sum() + ours.sigma
     (grad,) = torch.autograd.grad(loss, weight, create_graph=True)
     assert torch.equal(grad.detach() * 2, grad.mul_(2))
+
+
+@pytest.mark.parametrize("normalize", [spectral_norm, weight_norm])
+def test_a_gradient_may_be_changed_in_place_with_a_graph(normalize, layer_kind, backend):
+    layer = normalize(layer_kind.make(), layer_kind.parameter, backend=backend)
+    for _ in range(3):
+        weight = getattr(layer, layer_kind.parameter)
+        originals = list(layer.parametrizations[layer_kind.parameter].parameters(False))
+        grads = torch.autograd.grad(weight.square().sum(), originals)
+        for grad, original in zip(grads, originals, strict=True):
+            expected = grad + 0.1 * original
+            torch.testing.assert_close(grad.add_(original, alpha=0.1), expected)
 
 
 def test_what_becomes_of_the_results_does_not_matter_to_the_gradient(backend):

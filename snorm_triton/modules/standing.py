@@ -38,7 +38,8 @@ class Standing:
 
     def forget(self, forward: FrameType) -> bool:
         """Forget what was prepared for this forward, if that was done here."""
-        return any(way.forget(forward) for way in self.ways)
+        done = [way.forget(forward) for way in self.ways]  # each: one may be over since long
+        return any(done)
 
     def add(self, model: nn.Module, kinds: Kinds, served: Sequence[Member]) -> None:
         """Set up what a forward has just been prepared by, ever more rarely if that is no use.

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator, Mapping, Sequence
 from operator import attrgetter, is_
 from types import FrameType
-from typing import Any, cast
+from typing import Any
 from weakref import ref
 
 import torch
@@ -15,7 +15,7 @@ from torch.nn.utils.parametrize import ParametrizationList
 from ..ops.fingerprint import fingerprint
 from ..parametrizations import updates
 from ..parametrizations.base import Originals, Parametrization, Repeated
-from ..parametrizations.circumstances import Circumstances, is_running
+from ..parametrizations.circumstances import Circumstances
 from ..parametrizations.prepared import Checked, PreparedWeight
 from ..parametrizations.prepared_round import Output, PreparedMember, PreparedRound, Rounds
 from ..torch_internals.hooks import HOOKS
@@ -93,7 +93,11 @@ class Recomputing(Way):
     """The accesses of each kind of parametrization are made again."""
 
     def __init__(
-        self, model: nn.Module, kinds: Sequence[Repeated], members: Sequence[Sequence[Member]]
+        self,
+        model: nn.Module,
+        kinds: Sequence[Repeated],
+        members: Sequence[Sequence[Member]],
+        likes: Sequence[PreparedWeight],
     ) -> None:
         in_order = [member for kind in members for member in kind]
         super().__init__(model, in_order)
@@ -106,32 +110,37 @@ class Recomputing(Way):
         first = 0
         for k, kind in enumerate(members):
             for i, (each, originals, _) in enumerate(kind):
-                like, number = cast(PreparedWeight, each.prepared), len(self._prepared)
-                self._prepared.append(PreparedMember(like, each, rounds, number, (k, i), first))
+                number = len(self._prepared)
+                mine = PreparedMember(likes[number], each, rounds, number, (k, i), first)
+                self._prepared.append(mine)
                 first += len(originals)
         self._lists = [
-            (mine, prepared)
-            for (each, _, mine), prepared in zip(in_order, self._prepared, strict=True)
-            if type(mine) is ConstrainedList and not each.options.autocast_output
+            (each, prepared)
+            for (only, _, each), prepared in zip(in_order, self._prepared, strict=True)
+            if type(each) is ConstrainedList and not only.options.autocast_output
         ]
 
     @classmethod
     def of(cls, model: nn.Module, kinds: Kinds) -> Recomputing | None:
         """As this forward was prepared; None where it cannot be done again."""
         repeated: list[Repeated] = []
+        likes: list[PreparedWeight] = []
         for kind, chosen in kinds.items():
             rounds = kind.rounds([each for each, *_ in chosen], [access for *_, access in chosen])
+            all_prepared: list[Any] = [each.prepared for each, *_ in chosen]
             # What an outer forward has prepared stays that one's.
             if rounds is None or not all(
-                isinstance(each.prepared, PreparedWeight) and not each.prepared.state
-                for each, *_ in chosen
+                isinstance(prepared, PreparedWeight) and not prepared.state
+                for prepared in all_prepared
             ):
                 return None
             repeated.append(rounds)
-        return cls(model, repeated, [[each[:3] for each in chosen] for chosen in kinds.values()])
+            likes += all_prepared
+        members = [[each[:3] for each in chosen] for chosen in kinds.values()]
+        return cls(model, repeated, members, likes)
 
     def prepare(self, model: nn.Module, forward: FrameType) -> bool:
-        if self._rounds.now is not None and not is_running(self._rounds.now.circumstances.frame):
+        if self._rounds.now is not None and self._rounds.now.circumstances.are_over():
             self._end()  # a KeyboardInterrupt has passed the hook by
         if not self._fits(model) or not all(repeated.holds() for repeated in self._kinds):
             return False
@@ -147,20 +156,23 @@ class Recomputing(Way):
         for known, prepared in zip(self._members, self._prepared, strict=True):
             known["prepared"] = prepared
         if not any(self._hooks):
-            for mine, prepared in self._lists:
-                mine.hand_out(prepared)
+            for each, prepared in self._lists:
+                each.hand_out(prepared)
         return True
 
     def forget(self, forward: FrameType) -> bool:
         made = self._rounds.now
-        if made is None or made.circumstances.frame is not forward:
+        if made is None:
             return False
-        self._end()
-        return True
+        is_mine = made.circumstances.frame is forward
+        # After an exception hooks are called from another frame than that of the forward.
+        if is_mine or made.circumstances.are_over():
+            self._end()
+        return is_mine
 
     def _end(self) -> None:
-        for mine, _ in self._lists:
-            mine.put_away()
+        for each, _ in self._lists:
+            each.put_away()
         for known, prepared in zip(self._members, self._prepared, strict=True):
             if known.get("prepared") is prepared:
                 known["prepared"] = None
@@ -220,7 +232,9 @@ class Reusing(Way):
     def forget(self, forward: FrameType) -> bool:
         """Nothing was prepared."""
         checked = self._checked.forward
-        if checked is None or checked.frame is not forward:
+        if checked is None:
             return False
-        self._checked.forward = None
-        return True
+        is_mine = checked.frame is forward
+        if is_mine or checked.are_over():
+            self._checked.forward = None
+        return is_mine

@@ -104,7 +104,7 @@ def _prepare(model: nn.Module, forward: FrameType | None, everywhere: bool) -> N
         served: list[Member] = []
         for each in _joined(model, everywhere):
             prepared = each[0].prepared
-            if prepared is not None and prepared.serves(each[1], each[0]):
+            if prepared is not None and prepared.serving(each[1], each[0]) is not None:
                 served.append(each)
                 continue
             each[0].prepared = None

@@ -76,7 +76,9 @@ def rescale_backward(
             inverse = 1 / number
             alpha = _rounded(-along * inverse, wide)
             gradient = torch.addr(matrix, u, v, beta=inverse, alpha=alpha)
-            return Gradients(gradient.as_strided(weight.size(), weight.stride()))
+            if gradient.shape != weight.shape:
+                gradient.as_strided_(weight.size(), weight.stride())  # no view: it may be changed
+            return Gradients(gradient)
         return Gradients(_gradient_like(weight, grad, view, u, v, sigma, along, is_wide))
     by, unscaled = divisor(sigma, number, rescaling)
     learned, wide_weight, wide_grad = rescaling.learned, weight, grad
@@ -116,13 +118,14 @@ def _gradient_like(
         for at, rows, columns in tiles.tiles(operand):
             into[at] = _gradient(operand[at].to(wide), u[rows], v[columns], by, along)
         return result
-    place = None
-    if weight.nbytes >= LARGE and (out := huge_pages_like(weight, wide)) is not None:
-        place = view.operand(out)
-    result = _gradient(operand, u, v, by, along, place)
-    if operand is not grad:
-        result = result.as_strided(weight.size(), weight.stride())
-    return result if wide == dtype else result.to(dtype)
+    out = huge_pages_like(weight, wide) if weight.nbytes >= LARGE else None
+    if out is None:
+        # No view: it may be changed in place.
+        out = _gradient(operand, u, v, by, along)
+        out.as_strided_(weight.size(), weight.stride())
+    else:
+        _gradient(operand, u, v, by, along, view.operand(out))
+    return out if wide == dtype else out.to(dtype)
 
 
 def _gradient(

@@ -54,7 +54,7 @@ def scale_rows_backward(
         return result
     grads = view.operand(grad) if dim == 0 else view.operand(grad).mT
     grad_v, grad_g = fused_weight_norm_backward(grads, v, scales, norms, dim)
-    return _like(weight, grad_v), grad_g.view(g.shape)
+    return _like(weight, grad_v), _like(g, grad_g)
 
 
 def scale_rows_together(calls: Sequence[RowScaling]) -> list[RowScaled]:
@@ -94,4 +94,5 @@ def _fused_form(weight: Tensor, view: MatrixView, g: Tensor) -> tuple[Tensor, Te
 
 
 def _like(weight: Tensor, result: Tensor) -> Tensor:
-    return result.as_strided(weight.shape, weight.stride())
+    """``result`` laid out as the weight: itself, for a view could not be changed in place."""
+    return result.as_strided_(weight.shape, weight.stride())

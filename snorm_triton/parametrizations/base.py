@@ -23,8 +23,8 @@ Originals = tuple[Tensor, ...]
 class Prepared(Protocol):
     """A tensor computed ahead of an access to it."""
 
-    def serves(self, originals: Originals, parametrization: Any) -> bool:
-        """Whether an access here and now gets what was prepared."""
+    def serving(self, originals: Originals, parametrization: Any) -> Prepared | None:
+        """What hands over what was prepared to an access here and now; None where it gets none."""
 
     outlives_forward: bool  # computed without gradients, and right until something changes
 

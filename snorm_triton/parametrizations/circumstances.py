@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import sys
+from threading import get_ident
 from types import FrameType
 
 import torch
@@ -23,6 +24,7 @@ class Circumstances:
 
     def __init__(self, device: torch.device, frame: FrameType | None = None) -> None:
         self.frame = frame
+        self._thread = get_ident()
         self.steps = updates.steps
         self.backward = backward_id()  # a recomputation inside a backward is no access
         self.with_grad = torch.is_grad_enabled()
@@ -30,6 +32,10 @@ class Circumstances:
         self.stream = streams.current(device)
         self.handle = streams.handle(device)
         self.is_captured = streams.is_capturing(device)
+
+    def are_over(self) -> bool:
+        """Whether the forward, one of this thread's, has ended."""
+        return self._thread == get_ident() and not is_running(self.frame)
 
     def last(self) -> bool:
         """Whether it is as it was."""

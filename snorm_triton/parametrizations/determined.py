@@ -22,8 +22,9 @@ class Determined(Parametrization):
         """The constrained tensor, of the weight's shape and memory layout."""
         prepared: Prepared | None = self.__dict__.get("prepared")  # past Module's attribute lookup
         if prepared is not None:
-            if prepared.serves(originals, self):
-                return prepared.hand_over(originals, self)
+            serving = prepared.serving(originals, self)
+            if serving is not None:
+                return serving.hand_over(originals, self)
             if prepared.outlives_forward:
                 self.__dict__["prepared"] = None
         weight = self.computed(*originals)

@@ -22,7 +22,7 @@ Contents = tuple[Tensor, Any, int | None, int, tuple[int, ...], bool, bytes | No
 
 
 class Checked:
-    """Of one model: the forward at whose start all its evaluations were found to be right."""
+    """Of one model: the forward at whose start nothing else was found to be done at its reads."""
 
     __slots__ = ("forward",)
 
@@ -119,9 +119,11 @@ class PreparedWeight:
         """The forward that it is of."""
         return self.circumstances.frame
 
-    def serves(self, originals: Originals, parametrization: Parametrization) -> bool:
-        """Whether an access to ``originals`` here and now gets this."""
-        return (
+    def serving(
+        self, originals: Originals, parametrization: Parametrization
+    ) -> PreparedWeight | None:
+        """This, where an access to ``originals`` here and now gets it."""
+        serves = (
             not torch.compiler.is_compiling()
             and are_same(originals, self.originals)
             and version(self.tensor) == self.version
@@ -131,6 +133,7 @@ class PreparedWeight:
             and self._is_unchanged()
             and self.circumstances.last()
         )
+        return self if serves else None
 
     def read(self, known: dict[str, Any]) -> Tensor | None:
         """The tensor of an evaluation, for a read here and now of the list with these attributes.
@@ -146,16 +149,14 @@ class PreparedWeight:
             or self.tensor._version != self.version
             or len(originals) != len(self.originals)  # a replica of DataParallel has them elsewhere
             or not all(map(is_, originals.values(), self.originals))
-            or not self._originals_are_unchanged()
+            or (self.state and not are_same(self._state_of(only), self.state))
+            or not self._is_unchanged()
         ):
             return None
         forward = None if self.checked is None else self.checked.forward
+        # Of a forward hooks were looked for at its start.
         if (forward is None or not forward.last_plainly()) and (
-            (self.state and not are_same(self._state_of(only), self.state))
-            or has_hooks(known)
-            or has_hooks(own)
-            or not self._is_there()
-            or not self.circumstances.last_plainly()
+            has_hooks(known) or has_hooks(own) or not self.circumstances.last_plainly()
         ):
             return None
         self.was_read = True
@@ -176,24 +177,16 @@ class PreparedWeight:
         return parametrization.own_parameters()
 
     def _is_unchanged(self) -> bool:
-        return self._originals_are_unchanged() and self._is_there()
-
-    def _originals_are_unchanged(self) -> bool:
-        for tensor, _, number, address, stride, requires_grad, sample in self.contents:
+        for tensor, held, number, address, stride, requires_grad, sample in self.contents:
             if (
                 (number is not None and tensor._version != number)
                 or tensor.data_ptr() != address
                 or tensor.requires_grad is not requires_grad
                 or tensor.stride() != stride
                 or (sample is not None and fingerprint(tensor) != sample)
+                or (self.outlives_forward and held.expired())
             ):
                 return False
-        return True
-
-    def _is_there(self) -> bool:
-        """Whether the state is unchanged, and the originals' memory still theirs."""
-        if self.outlives_forward and any(held.expired() for _, held, *_ in self.contents):
-            return False
         for tensor, _, number, address, _, _, sample in self.state_contents:
             if (number is not None and tensor._version != number) or tensor.data_ptr() != address:
                 return False

@@ -7,6 +7,7 @@ from operator import attrgetter
 from types import FrameType
 from typing import Any
 
+import torch
 from torch import Tensor
 
 from ..ops.fingerprint import fingerprint
@@ -130,16 +131,18 @@ class PreparedMember:
             return None
         return counter_of(made.tensors[self._number], last), made.made[self._number]
 
-    def serves(self, originals: Originals, parametrization: Parametrization) -> bool:
-        """Whether an access to ``originals`` here and now gets it."""
+    def serving(
+        self, originals: Originals, parametrization: Parametrization
+    ) -> PreparedWeight | None:
+        """What hands the tensor over, where an access to ``originals`` here and now gets it."""
+        if torch.compiler.is_compiling():
+            return None
         whole = self._whole()
-        return whole is not None and whole.serves(originals, parametrization)
+        return None if whole is None else whole.serving(originals, parametrization)
 
     def hand_over(self, originals: Originals, parametrization: Parametrization) -> Tensor:
-        """The tensor, for whatever the current stream does with it."""
-        whole = self._whole()
-        assert whole is not None  # it serves
-        return whole.hand_over(originals, parametrization)
+        """Not by this itself: another thread may have ended the round."""
+        raise NotImplementedError
 
     def _whole(self) -> PreparedWeight | None:
         made = self._rounds.now

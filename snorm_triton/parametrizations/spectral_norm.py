@@ -110,8 +110,9 @@ class SpectralNormParametrization(SingularVectors):
             if standing is not None and (weight_sn := standing(weight, self)) is not None:
                 return weight_sn
         prepared: Prepared | None = known.get("prepared")
-        if prepared is not None and prepared.serves((weight,), self):
-            return prepared.hand_over((weight,), self)
+        serving = None if prepared is None else prepared.serving((weight,), self)
+        if serving is not None:
+            return serving.hand_over((weight,), self)
         checkpoints = recomputation.around_access()
         with unseen() if checkpoints else nullcontext():
             return self._normalize(weight, checkpoints)

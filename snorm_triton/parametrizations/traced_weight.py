@@ -29,15 +29,18 @@ class TracedWeight:
         self.is_training = parametrization.training
         self.with_grad = torch.is_grad_enabled()
 
-    def serves(self, originals: Originals, parametrization: Parametrization) -> bool:
-        """Whether an access to ``originals`` here gets this."""
-        return (
+    def serving(
+        self, originals: Originals, parametrization: Parametrization
+    ) -> TracedWeight | None:
+        """This, where an access to ``originals`` gets it."""
+        serves = (
             torch.compiler.is_compiling()
             and are_same(originals, self.originals)
             and self.tensor.dtype == parametrization.output_dtype(originals[-1])
             and parametrization.training == self.is_training
             and (self.with_grad or not torch.is_grad_enabled())
         )
+        return self if serves else None
 
     def hand_over(self, originals: Originals, parametrization: Parametrization) -> Tensor:
         """The constrained tensor: the compiler orders what is done with it."""

@@ -8,6 +8,7 @@ from torch import nn
 from torch.nn.utils import parametrize
 
 from snorm_triton import apply_spectral_norm
+from snorm_triton.modules.standing import ATTRIBUTE
 from whole_models import (
     Model,
     assert_nothing_is_prepared,
@@ -43,6 +44,25 @@ def test_each_forward_makes_as_many_iterations_as_asked_for(n_power_iterations):
         read_twice(model, model.last)
         for layer, state in before:
             assert iterations(layer, state) == forwards * n_power_iterations
+
+
+def test_what_serves_an_access_outlasts_the_round():
+    model, x = normalized(Model()), torch.randn(3, 6)
+    for _ in range(3):
+        model(x)
+    served = []
+
+    def meanwhile():
+        parametrization = model.last.parametrizations.weight[0]
+        originals = (original_of(model.last),)
+        served.append(parametrization.prepared.serving(originals, parametrization))
+        served.append(model.last.weight)
+        (standing,) = model.__dict__[ATTRIBUTE].ways
+        standing._end()  # as another thread may
+        served.append(served[0].hand_over(originals, parametrization))
+
+    model(x, meanwhile)
+    assert served[1] is served[2]
 
 
 def test_a_layer_used_twice_iterates_once():

@@ -66,6 +66,30 @@ def test_a_forward_after_an_interrupt_prepares_anew(forwards):
     assert_alike(together, one_by_one, x)
 
 
+def test_an_exception_leaves_no_graph():
+    model, x = normalized(Model()), torch.randn(3, 6)
+    for _ in range(3):
+        model(x)
+    seen = []
+
+    def read_and_fail():
+        seen.append(weakref.ref(model.last.weight))
+        raise RuntimeError("halfway")
+
+    def fails():
+        with pytest.raises(RuntimeError, match="halfway"):
+            model(x, read_and_fail)
+
+    fails()
+    assert seen[0]() is None
+    with torch.no_grad():
+        model.eval()
+        for _ in range(3):
+            model(x)
+        fails()  # an evaluation that is read as it is
+        assert torch.equal(model(x), model(x))
+
+
 def test_what_an_interrupt_has_left_ends_with_the_next_forward():
     model, x = normalized(Model()), torch.randn(3, 6)
     for _ in range(3):
