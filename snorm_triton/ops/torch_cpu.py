@@ -59,7 +59,10 @@ def normalize(
         assert isinstance(step, Replay)
         u, v, sigma = u.clone(), v.clone(), step.sigma.clone()
         number = sigma.item()
-    by, _ = divisor(sigma, number, rescaling)
+    if rescaling is not PLAIN or not _SMALL < number < _LARGE:
+        by, _ = divisor(sigma, number, rescaling)
+    else:
+        by = sigma
     return Normalized(divide(weight, by, dtype), u, v, sigma)
 
 

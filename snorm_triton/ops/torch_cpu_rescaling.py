@@ -76,9 +76,10 @@ def rescale_backward(
             inverse = 1 / number
             alpha = _rounded(-along * inverse, wide)
             gradient = torch.addr(matrix, u, v, beta=inverse, alpha=alpha)
-            if gradient.shape != weight.shape:
-                gradient.as_strided_(weight.size(), weight.stride())  # no view: it may be changed
-            return Gradients(gradient)
+            # No view: it may be changed in place.
+            if weight.is_contiguous():
+                return Gradients(gradient.resize_as_(weight))
+            return Gradients(gradient.as_strided_(weight.size(), weight.stride()))
         return Gradients(_gradient_like(weight, grad, view, u, v, sigma, along, is_wide))
     by, unscaled = divisor(sigma, number, rescaling)
     learned, wide_weight, wide_grad = rescaling.learned, weight, grad
