@@ -81,7 +81,8 @@ class Launch:
     def __call__(self, memory: Mapping[str, Tensor]) -> None:
         """Launch it, of the varying among these."""
         tensors = [memory[name] for name in self._varying]
-        if self._again is not None and self._again(tensors):
+        again = self._again
+        if again is not None and again(tensors):
             return
         arguments = self._arguments | dict(zip(self._varying, tensors, strict=True))
         run(self.kernel, self._programs, **arguments)

@@ -77,7 +77,7 @@ class Launcher:
         compiled = self._compiled.get((device, key)) if key is not None else None
         if compiled is None:
             return None
-        order = [name for name, is_constexpr in self._parameters if not is_constexpr]
+        order = [name for name, _ in self._parameters]
         places = [(order.index(name), arguments[name].dtype) for name in varying]
         return Again(self.kernel, device, (programs, 1, 1), compiled, values, places)
 

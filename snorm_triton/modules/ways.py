@@ -17,7 +17,7 @@ from ..parametrizations import updates
 from ..parametrizations.base import Originals, Parametrization, Repeated
 from ..parametrizations.circumstances import Circumstances
 from ..parametrizations.prepared import Checked, PreparedWeight
-from ..parametrizations.prepared_round import Output, PreparedMember, PreparedRound, Rounds
+from ..parametrizations.prepared_round import CurrentRound, Output, PreparedMember, PreparedRound
 from ..torch_internals.hooks import HOOKS
 from ..torch_internals.parametrize import is_caching
 from .access import ConstrainedList, held_originals
@@ -101,17 +101,16 @@ class Recomputing(Way):
     ) -> None:
         in_order = [member for kind in members for member in kind]
         super().__init__(model, in_order)
-        self._rounds = Rounds()
+        self._current = CurrentRound()
         self._kinds = kinds
         self._tensors = [each for _, originals, _ in in_order for each in originals]
         self._is_sampled = any(fingerprint(each) is not None for each in self._tensors)
         self._prepared: list[PreparedMember] = []
-        rounds = self._rounds
         first = 0
         for k, kind in enumerate(members):
             for i, (each, originals, _) in enumerate(kind):
                 number = len(self._prepared)
-                mine = PreparedMember(likes[number], each, rounds, number, (k, i), first)
+                mine = PreparedMember(likes[number], each, self._current, number, (k, i), first)
                 self._prepared.append(mine)
                 first += len(originals)
         self._lists = [
@@ -140,7 +139,7 @@ class Recomputing(Way):
         return cls(model, repeated, members, likes)
 
     def prepare(self, model: nn.Module, forward: FrameType) -> bool:
-        if self._rounds.now is not None and self._rounds.now.circumstances.are_over():
+        if self._current.now is not None and self._current.now.circumstances.are_over():
             self._end()  # a KeyboardInterrupt has passed the hook by
         if not self._fits(model) or not all(repeated.holds() for repeated in self._kinds):
             return False
@@ -152,7 +151,7 @@ class Recomputing(Way):
             tensors += weights
             outputs.append(output)
         originals, is_sampled = self._tensors, self._is_sampled
-        self._rounds.now = PreparedRound(tensors, outputs, originals, is_sampled, common)
+        self._current.now = PreparedRound(tensors, outputs, originals, is_sampled, common)
         for known, prepared in zip(self._members, self._prepared, strict=True):
             known["prepared"] = prepared
         if not any(self._hooks):
@@ -161,7 +160,7 @@ class Recomputing(Way):
         return True
 
     def forget(self, forward: FrameType) -> bool:
-        made = self._rounds.now
+        made = self._current.now
         if made is None:
             return False
         is_mine = made.circumstances.frame is forward
@@ -176,7 +175,7 @@ class Recomputing(Way):
         for known, prepared in zip(self._members, self._prepared, strict=True):
             if known.get("prepared") is prepared:
                 known["prepared"] = None
-        self._rounds.now = None
+        self._current.now = None
 
 
 class Reusing(Way):

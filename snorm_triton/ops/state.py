@@ -27,7 +27,7 @@ def write(
     """Overwrite by ``copy`` the live state of each access that iterated.
 
     The one place where it is written, but for the backends that do it along with the rest, and for
-    :func:`.modes.eager.iteration`, for which all this has been decided.
+    :func:`.modes.eager.repeated`, for which all this has been decided.
     """
     buffers: list[Tensor] = []
     values: list[Tensor] = []

@@ -33,6 +33,10 @@ class Circumstances:
         self.handle = streams.handle(device)
         self.is_captured = streams.is_capturing(device)
 
+    def is_where(self, other: Circumstances) -> bool:
+        """Whether no stream has to wait for what was computed under the ``other``."""
+        return self.handle == other.handle and self.is_captured == other.is_captured
+
     def are_over(self) -> bool:
         """Whether the forward, one of this thread's, has ended."""
         return self._thread == get_ident() and not is_running(self.frame)

@@ -140,11 +140,13 @@ class PreparedWeight:
 
         None where an access has more to do.
         """
-        only: Any = known["_modules"]["0"]
+        parametrizations = known["_modules"]
+        only: Any = parametrizations["0"]
         own = only.__dict__  # past Module's attribute lookup
         originals = known["_parameters"] or known["_buffers"]
         if (
-            own.get("prepared") is not self
+            len(parametrizations) != 1
+            or own.get("prepared") is not self
             or own["training"] is not self.is_training
             or self.tensor._version != self.version
             or len(originals) != len(self.originals)  # a replica of DataParallel has them elsewhere
@@ -155,9 +157,9 @@ class PreparedWeight:
             return None
         forward = None if self.checked is None else self.checked.forward
         # Of a forward hooks were looked for at its start.
-        if (forward is None or not forward.last_plainly()) and (
-            has_hooks(known) or has_hooks(own) or not self.circumstances.last_plainly()
-        ):
+        if not (
+            forward is not None and forward.is_where(self.circumstances) and forward.last_plainly()
+        ) and (has_hooks(known) or has_hooks(own) or not self.circumstances.last_plainly()):
             return None
         self.was_read = True
         tensor: Tensor = self.tensor.detach()

@@ -41,7 +41,7 @@ class PreparedRound:
         self.was_read = [False] * len(tensors)
 
 
-class Rounds:
+class CurrentRound:
     """Of one model: the round that is, while a forward of it runs."""
 
     __slots__ = ("now",)
@@ -56,13 +56,13 @@ class PreparedMember:
     Args:
         like: what an earlier forward has prepared, the values apart.
         parametrization: what it is prepared for.
-        rounds: the model's.
+        current: the model's.
         number: the tensor's in a round.
         kind: the number of its output, and its own number there.
         first: the number of the first of its originals in a round.
     """
 
-    __slots__ = ("_first", "_kind", "_known", "_like", "_number", "_originals", "_rounds")
+    __slots__ = ("_current", "_first", "_kind", "_known", "_like", "_number", "_originals")
 
     outlives_forward = False
 
@@ -70,14 +70,14 @@ class PreparedMember:
         self,
         like: PreparedWeight,
         parametrization: Parametrization,
-        rounds: Rounds,
+        current: CurrentRound,
         number: int,
         kind: tuple[int, int],
         first: int,
     ) -> None:
         self._like = like.without_tensor()
         self._known = parametrization.__dict__
-        self._rounds = rounds
+        self._current = current
         self._number, self._kind, self._first = number, kind, first
         self._originals = [
             (each, first + i, address, stride, requires_grad)
@@ -87,7 +87,7 @@ class PreparedMember:
     @property
     def frame(self) -> FrameType | None:
         """The forward that it is of; None between forwards."""
-        made = self._rounds.now
+        made = self._current.now
         return None if made is None else made.circumstances.frame
 
     def read(self, known: dict[str, Any]) -> Tensor | None:
@@ -95,13 +95,16 @@ class PreparedMember:
 
         None where an access has more to do.
         """
-        made = self._rounds.now
+        made = self._current.now
         if made is None:
             return None
         tensor, own = made.tensors[self._number], self._known
         originals = known["_parameters"] or known["_buffers"]
+        parametrizations = known["_modules"]
         if (
-            own.get("prepared") is not self
+            len(parametrizations) != 1
+            or parametrizations["0"].__dict__ is not own
+            or own.get("prepared") is not self
             or own["training"] is not self._like.is_training
             or tensor._version != made.made[self._number]
             or len(originals)
@@ -126,7 +129,7 @@ class PreparedMember:
 
     def handed_out(self, last: Version | None) -> Version | None:
         """The version that was read; None where none was."""
-        made = self._rounds.now
+        made = self._current.now
         if made is None or not made.was_read[self._number]:
             return None
         return counter_of(made.tensors[self._number], last), made.made[self._number]
@@ -145,7 +148,7 @@ class PreparedMember:
         raise NotImplementedError
 
     def _whole(self) -> PreparedWeight | None:
-        made = self._rounds.now
+        made = self._current.now
         if made is None:
             return None
         tensor, (kind, number) = made.tensors[self._number], self._kind

@@ -23,7 +23,7 @@ class StandingAccess:
     Neither the weight nor u, v and sigma are kept, or need be the same objects.
     """
 
-    def __init__(self, parametrization: Any, access: Access, make: eager.Repeated) -> None:
+    def __init__(self, parametrization: Any, access: Access, make: eager.MakeAgain) -> None:
         weight = access.weight
         self._dtype = access.u.dtype
         self._options = parametrization.options

@@ -1,6 +1,7 @@
 """What was prepared for a weight is not handed out once the weight or its mode has changed."""
 
 import copy
+from dataclasses import replace
 
 import pytest
 import torch
@@ -170,6 +171,40 @@ def test_an_evaluation_during_whose_forward_something_changes(change, forwards):
     before, after, expected = seen
     assert torch.equal(after, expected)
     assert not torch.equal(after, before)
+
+
+class Doubled(nn.Module):
+    def forward(self, weight):
+        return 2 * weight
+
+
+def append(layer):
+    layer.parametrizations.weight.append(Doubled())
+
+
+def put_in_place(layer):
+    new = copy.deepcopy(layer.parametrizations.weight[0])
+    new.options = replace(new.options, scale=2.0)
+    layer.parametrizations.weight[0] = new
+
+
+@pytest.mark.parametrize("change", [append, put_in_place], ids=lambda each: each.__name__)
+@pytest.mark.parametrize("training", [True, False])
+def test_another_parametrization_counts_at_once(change, training, forwards):
+    model = after_forwards(forwards).train(training)
+    seen = []
+
+    def meanwhile():
+        seen.append(model.last.weight)
+        change(model.last)
+        seen.append(model.last.weight)
+
+    with torch.set_grad_enabled(training):
+        for _ in range(forwards):
+            model(X)
+        model(X, meanwhile)
+    before, after = (weight.norm().item() for weight in seen)
+    assert after > 1.5 * before
 
 
 @torch.no_grad()

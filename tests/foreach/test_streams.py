@@ -64,3 +64,29 @@ def test_a_graph_does_not_wait_for_what_was_prepared_outside_of_it(two_streams, 
     model(torch.randn(3, 6), meanwhile=capture)
     assert side.waited_for == recorded == []
     assert iterations(model.last, before) == 2  # once ahead, once in the graph
+
+
+@pytest.mark.parametrize("evaluations", [1, 2, 4])
+@torch.no_grad()
+def test_another_stream_waits_for_evaluations(two_streams, monkeypatch, evaluations):
+    main, side, queue, _ = two_streams
+    monkeypatch.setattr(streams, "handle", lambda device: id(queue[-1]))
+    model, x = normalized(Model()).eval(), torch.randn(3, 6)
+    for _ in range(evaluations):
+        model(x)
+    queue.append(side)
+    model(x)
+    assert side.waited_for == [main, main]
+
+
+@pytest.mark.parametrize("evaluations", [1, 2, 4])
+@torch.no_grad()
+def test_a_graph_takes_no_evaluation_from_outside_of_it(two_streams, monkeypatch, evaluations):
+    monkeypatch.setattr(streams, "handle", lambda device: 1)
+    model, x = normalized(Model()).eval(), torch.randn(3, 6)
+    for _ in range(evaluations):
+        model(x)
+    outside, inside = model.last.weight, []
+    monkeypatch.setattr(streams, "is_capturing", lambda device: True)
+    model(x, lambda: inside.append(model.last.weight))
+    assert inside[0].data_ptr() != outside.data_ptr()

@@ -28,14 +28,14 @@ def normalize(access: Access) -> Normalized:
     return without_autocast(weight.device.type, _normalize, weight, taken, placed)
 
 
-Repeated = Callable[[Tensor, Tensor, Tensor, Tensor, bool], Normalized]
+MakeAgain = Callable[[Tensor, Tensor, Tensor, Tensor, bool], Normalized]
 """W / sigma of a weight of one kind, of its live u, v and sigma.
 
 They are replayed if the last says so; else they iterate, and are overwritten.
 """
 
 
-def repeated(access: Access, n: int) -> Repeated | None:
+def repeated(access: Access, n: int) -> MakeAgain | None:
     """What makes an access that iterates ``n`` times, or replays, again, where no autocast is on.
 
     None where it evaluates, and where the weight has to be made dense each time.
