@@ -20,16 +20,22 @@ Originals = tuple[Tensor, ...]
 """The tensors before parametrization that torch registers: one, or as many as a constraint has."""
 
 
-class Prepared(Protocol):
-    """A tensor computed ahead of an access to it."""
-
-    def serving(self, originals: Originals, parametrization: Any) -> Prepared | None:
-        """What hands over what was prepared to an access here and now; None where it gets none."""
-
-    outlives_forward: bool  # computed without gradients, and right until something changes
+class Serving(Protocol):
+    """A tensor computed ahead of an access that gets it."""
 
     def hand_over(self, originals: Originals, parametrization: Any) -> Tensor:
-        """What it gets."""
+        """What the access gets."""
+
+
+class Prepared(Protocol):
+    """A tensor computed ahead of whatever accesses come."""
+
+    def serving(self, originals: Originals, parametrization: Any) -> Serving | None:
+        """What serves an access here and now; None where that gets no such tensor."""
+
+    @property
+    def outlives_forward(self) -> bool:
+        """Whether it was computed without gradients, and is right until something changes."""
 
 
 class Follower(Protocol):

@@ -137,15 +137,11 @@ class PreparedMember:
     def serving(
         self, originals: Originals, parametrization: Parametrization
     ) -> PreparedWeight | None:
-        """What hands the tensor over, where an access to ``originals`` here and now gets it."""
+        """What serves an access to ``originals`` here and now: this may end in another thread."""
         if torch.compiler.is_compiling():
             return None
         whole = self._whole()
         return None if whole is None else whole.serving(originals, parametrization)
-
-    def hand_over(self, originals: Originals, parametrization: Parametrization) -> Tensor:
-        """Not by this itself: another thread may have ended the round."""
-        raise NotImplementedError
 
     def _whole(self) -> PreparedWeight | None:
         made = self._current.now
