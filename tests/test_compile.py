@@ -8,7 +8,7 @@ from torch import nn
 from torch._subclasses.fake_tensor import FakeTensorMode
 from torch.library import opcheck
 
-from snorm_triton import apply_spectral_norm, apply_weight_norm, spectral_norm
+from snorm_triton import apply_spectral_norm, spectral_norm
 from snorm_triton.functional import spectral_normalize
 from snorm_triton.ops.modes import gradient_operator, operators
 
@@ -326,25 +326,6 @@ def test_a_captured_step_replays_what_eager_code_computes():
             [p.grad for p in model.parameters()], gradients(plain(x).square().sum(), plain)
         )
         assert_close(model.state_dict().values(), plain.state_dict().values())
-
-
-@pytest.mark.parametrize("apply", [apply_spectral_norm, apply_weight_norm])
-@pytest.mark.parametrize("compiled_at", [0, 4])
-def test_a_compiled_part_of_a_model_that_is_normalized_as_a_whole(apply, compiled_at):
-    model = apply(nn.Sequential(nn.Linear(6, 6), nn.Sequential(nn.Linear(6, 6))), foreach=True)
-    optimizer, graphs = torch.optim.SGD(model.parameters(), lr=0.01), []
-
-    def compiler(graph, inputs):
-        graphs.append(graph)
-        return graph.forward
-
-    for step in range(12):
-        if step == compiled_at:
-            model[1].compile(backend=compiler, fullgraph=True)
-        optimizer.zero_grad()
-        model(torch.randn(3, 6)).square().sum().backward()
-        optimizer.step()
-    assert len(graphs) <= 2
 
 
 def test_compiled_autograd():

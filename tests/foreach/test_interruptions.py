@@ -1,6 +1,7 @@
 """A forward that ends by an exception leaves nothing prepared."""
 
 import weakref
+from functools import partial
 
 import pytest
 import torch
@@ -66,15 +67,22 @@ def test_a_forward_after_an_interrupt_prepares_anew(forwards):
     assert_alike(together, one_by_one, x)
 
 
-def test_an_exception_leaves_no_graph():
+def after_forwards():
+    """A model whose next forward is made as the last, its input, and a list."""
     model, x = normalized(Model()), torch.randn(3, 6)
     for _ in range(3):
         model(x)
-    seen = []
+    return model, x, []
 
-    def read_and_fail():
-        seen.append(weakref.ref(model.last.weight))
-        raise RuntimeError("halfway")
+
+def read_and_raise(model, seen, error):
+    seen.append(weakref.ref(model.last.weight))
+    raise error
+
+
+def test_an_exception_leaves_no_graph():
+    model, x, seen = after_forwards()
+    read_and_fail = partial(read_and_raise, model, seen, RuntimeError("halfway"))
 
     def fails():
         with pytest.raises(RuntimeError, match="halfway"):
@@ -91,17 +99,9 @@ def test_an_exception_leaves_no_graph():
 
 
 def test_what_an_interrupt_has_left_ends_with_the_next_forward():
-    model, x = normalized(Model()), torch.randn(3, 6)
-    for _ in range(3):
-        model(x)
-    seen = []
-
-    def read_and_interrupt():
-        seen.append(weakref.ref(model.last.weight))
-        raise KeyboardInterrupt
-
+    model, x, seen = after_forwards()
     with pytest.raises(KeyboardInterrupt):
-        model(x, read_and_interrupt)
+        model(x, partial(read_and_raise, model, seen, KeyboardInterrupt()))
     model(x)
     assert seen[0]() is None
     assert_nothing_is_prepared(model)
