@@ -68,7 +68,7 @@ class Launcher:
         self, programs: int, arguments: dict[str, Any], varying: Sequence[str]
     ) -> Again | None:
         """What makes this launch again with other tensors; None where each is looked at anew."""
-        if not self._takes or not _on_cuda(arguments):
+        if not self._compiled or _is_watched(self.kernel) or not _on_cuda(arguments):
             return None
         if any(arguments[name].data_ptr() % 16 for name in varying):
             return None
